@@ -1,0 +1,410 @@
+"""Put techniques on a model: `attach` freezes it, finds the places, puts the deltas in, and returns the `Adapter`."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from smidgen import attention, prompts, storage, targets
+from smidgen.delta import Delta, Method, Tap
+from smidgen.own import OwnParameters, head_names
+from smidgen.targets import Place
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def attach(
+    model: PreTrainedModel,
+    methods: Method | Sequence[Method],
+    *,
+    name: str = "default",
+    also_train: str | Sequence[str] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Adapter:
+    """Freeze `model` and put one adapter on it, made of one technique or of several.
+
+    The model computes what it did before wherever the technique starts at the identity (each technique's page says so).
+    A task head (a classifier, say) is trained with every technique. Adapters attached before stay on the model, frozen
+    and inactive.
+
+    Args:
+        model: a transformers model; its own modules, names and classes stay as they are.
+        methods: the technique, or several that form one adapter, in the order in which they act.
+        name: the adapter's name; letters, digits, '.', '_' and '-'.
+        also_train: patterns of the model's own parameters to train as well, such as "LayerNorm.*" or "pooler.*".
+        tokenizer: needed only by techniques that start from a text.
+
+    Returns:
+        The handle to train, save, disable, merge and detach it by.
+
+    Raises:
+        ValueError: a target matches nothing, the name is taken or malformed, or the model cannot take the technique;
+            the model is then as it was.
+    """
+    methods = (methods,) if isinstance(methods, Method) else tuple(methods)
+    if not methods:
+        raise ValueError("No technique was given. Pass one, such as LoRA(rank=8), or a list of them.")
+    _check_name(model, name)
+    places = [method.places(model) for method in methods]
+    own = own_names(model, methods, also_train)
+    with torch.device(model.device):
+        deltas = [method.build_all(model, found) for method, found in zip(methods, places, strict=True)]
+    for method, built in zip(methods, deltas, strict=True):
+        with torch.no_grad():
+            method.initialize(model, built, tokenizer)
+    return Adapter(model, name, methods, places, deltas, own)
+
+
+def own_names(model: PreTrainedModel, methods: Sequence[Method], also_train: str | Sequence[str]) -> list[str]:
+    """The model's own parameters that the techniques train, its head included, in the model's order.
+
+    Raises:
+        ValueError: a pattern of `also_train` matches no parameter.
+    """
+    names = [name for name, _ in model.named_parameters() if ".deltas." not in name]
+    wanted = {*head_names(model), *(name for method in methods for name in method.own_parameters(model))}
+    for pattern in [also_train] if isinstance(also_train, str) else also_train:
+        found = [name for name in names if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)]
+        if not found:
+            raise ValueError(f"also_train={pattern!r} matches no parameter of {type(model).__name__}, such as {names[0]!r}.")
+        wanted.update(found)
+    return [name for name in names if name in wanted]
+
+
+def adapters(model: nn.Module) -> dict[str, Adapter]:
+    """The adapters on this model, by name, in the order of their attachment."""
+    return vars(model).setdefault("_smidgen_adapters", {})  # type: ignore[no-any-return]
+
+
+class Adapter:
+    """What `attach` put on a model.
+
+    Attributes:
+        model: the model.
+        name: the adapter's name.
+        methods: its techniques.
+        places: where each technique's deltas are, a list a technique.
+        head_names: which of the trained parameters are the task head's.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        name: str,
+        methods: Sequence[Method],
+        places: Sequence[Sequence[Place]],
+        deltas: Sequence[Sequence[Delta]],
+        own: Sequence[str],
+    ) -> None:
+        self.model, self.name, self.methods = model, name, tuple(methods)
+        self.places = [list(found) for found in places]
+        self.deltas = [list(built) for built in deltas]
+        self.head_names = frozenset(head_names(model)) & frozenset(own)
+        self.total = sum(p.numel() for n, p in model.named_parameters() if ".deltas." not in n)
+        self._check_places()
+        if not adapters(model):
+            vars(model)["_smidgen_trainable"] = [n for n, p in model.named_parameters() if p.requires_grad]
+        for other in adapters(model).values():
+            other.deactivate()
+        model.requires_grad_(False)
+        self._own = OwnParameters(model, own, keep_base=all(getattr(m, "keep_base", True) for m in self.methods))
+        self._kept: dict[str, nn.Parameter] | None = None  # our own parameters while the base's stand in the model
+        for method, found, built in zip(self.methods, self.places, self.deltas, strict=True):
+            for place, delta in zip(found, built, strict=True):
+                self._put(method, place, delta)
+        adapters(model)[name] = self
+        self._wire()
+        for _, parameter in self.named_parameters():
+            parameter.requires_grad_(True)
+        self.total += sum(p.numel() for n, p in self.named_parameters() if n not in self._own.base)
+
+    def _check_places(self) -> None:
+        taken: set[tuple[str, str]] = set()
+        for method, found in zip(self.methods, self.places, strict=True):
+            for place in found:
+                if (method.name, place.name) in taken:
+                    raise ValueError(
+                        f"Two {method.title} techniques of one adapter meet at {place.name}. Give them different targets."
+                    )
+                taken.add((method.name, place.name))
+
+    def _key(self, method: Method) -> str:
+        return f"{self.name.replace('.', '%2E')}:{method.name}"  # a module's name has no dots
+
+    def _put(self, method: Method, place: Place, delta: Delta) -> None:
+        layer = place.layer
+        if not isinstance(getattr(layer, "deltas", None), Deltas):
+            layer.deltas = Deltas()
+            if method.site == "layer":
+                layer.deltas.handle = layer.register_forward_hook(run_deltas)
+        layer.deltas.add_module(self._key(method), delta)
+        if place.source is not None:
+            delta.tap = Tap()
+            delta.tap_handle = self.model.get_submodule(place.source).register_forward_pre_hook(delta.tap)
+
+    def _wire(self) -> None:
+        """Install the attention function and the virtual tokens that the adapters on the model need, or remove them."""
+        model, on = self.model, adapters(self.model)
+        sites = {method.site for adapter in on.values() for method in adapter.methods}
+        (attention.install if "attention" in sites else attention.uninstall)(model)
+        tokens: prompts.VirtualTokens | None = vars(model).pop("_smidgen_tokens", None)
+        if tokens is not None:
+            tokens.remove(model)
+        if sites & {"attention", "embedding"}:
+            vars(model)["_smidgen_tokens"] = tokens = prompts.VirtualTokens(model)
+            tokens.prefixes = [
+                built[0]
+                for adapter in on.values()
+                for method, built in zip(adapter.methods, adapter.deltas, strict=True)
+                if method.site == "attention"
+            ]
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What is trained, each parameter once: deltas as PLACE.TECHNIQUE.NAME, then the model's own by their names."""
+        seen: set[int] = set()
+        for method, found, built in zip(self.methods, self.places, self.deltas, strict=True):
+            for place, delta in zip(found, built, strict=True):
+                for name, parameter in delta.named_parameters():
+                    if id(parameter) not in seen:  # a reparameterization is shared by all layers
+                        seen.add(id(parameter))
+                        yield f"{place.name}.{method.name}.{name}", parameter
+        yield from (self._own.current() if self._kept is None else self._kept).items()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What is trained, for an optimizer."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    @property
+    def own_names(self) -> frozenset[str]:
+        """Which of the model's own parameters are trained, its head included."""
+        return frozenset(self._own.base)
+
+    def base_parameters(self) -> dict[str, nn.Parameter]:
+        """The base model's own values of the parameters that this adapter trains, where they were kept."""
+        return self._own.base if self._own.keep_base else {}
+
+    @property
+    def trainable(self) -> int:
+        """How many numbers are trained."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many positions prompts and prefixes take from the text."""
+        return sum(method.virtual_tokens for method in self.methods)
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of everything that is trained, reparameterizations included, to go on from later."""
+        return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave.
+
+        Raises:
+            ValueError: a tensor is missing, unknown or of another shape; nothing is changed then.
+        """
+        parameters = dict(self.named_parameters())
+        if parameters.keys() != state.keys():
+            raise ValueError(f"The state does not fit {self!r}: {_difference(parameters, state)}.")
+        for name, parameter in parameters.items():
+            if parameter.shape != state[name].shape:
+                raise ValueError(f"{name} is {tuple(state[name].shape)} in the state, {tuple(parameter.shape)} in the adapter.")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(state[name])
+
+    def check_gradients(self) -> None:
+        """Raise unless every delta got a gradient; call it after the first backward.
+
+        Raises:
+            RuntimeError: names the deltas without one: their layers were not called as modules, so that the model
+                would have trained and answered without them.
+        """
+        idle = [
+            f"{place.name} ({method.title})"
+            for method, found, built in zip(self.methods, self.places, self.deltas, strict=True)
+            for place, delta in zip(found, built, strict=True)
+            if all(parameter.grad is None for parameter in delta.parameters())
+        ]
+        if idle:
+            raise RuntimeError(
+                f"{len(idle)} deltas of adapter {self.name!r} got no gradient: {', '.join(idle[:5])}"
+                f"{', ...' if len(idle) > 5 else ''}. Their layers are never called in this model's forward, or lie below "
+                "a cut in the graph. Choose other targets."
+            )
+        if not self.places[0] and all(parameter.grad is None for parameter in self.parameters()):
+            raise RuntimeError(f"Nothing that adapter {self.name!r} trains got a gradient.")
+
+    @property
+    def active(self) -> bool:
+        """Whether the model computes with this adapter now."""
+        return self._kept is None
+
+    def deactivate(self) -> None:
+        """Let the model compute without this adapter.
+
+        Raises:
+            RuntimeError: the adapter trains the model in place and did not keep the original weights.
+        """
+        if self._kept is not None:
+            return
+        if not self._own.keep_base:
+            raise RuntimeError(
+                f"Adapter {self.name!r} did not keep the base model's weights (keep_base=False). Load the model again."
+            )
+        self._kept = self._own.current()
+        self._own.put(self._own.base)
+        self._set_active(False)
+
+    def activate(self) -> None:
+        """Let the model compute with this adapter."""
+        if self._kept is not None:
+            self._own.put(self._kept)
+            self._kept = None
+            self._set_active(True)
+
+    def _set_active(self, active: bool) -> None:
+        for built in self.deltas:
+            for delta in built:
+                delta.active = active
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside, the model computes without this adapter: the base model's own answer, to the bit."""
+        active = self.active
+        self.deactivate()
+        try:
+            yield
+        finally:
+            if active:
+                self.activate()
+
+    def detach(self) -> PreTrainedModel:
+        """Take the adapter off: the base model again, bit for bit."""
+        self.deactivate()
+        self._remove()
+        return self.model
+
+    def merge(self) -> PreTrainedModel:
+        """Write the adapter into the model's weights and take it off; the model then computes the same without it.
+
+        Raises:
+            ValueError: one of its techniques is not an update of a weight; nothing is changed then.
+        """
+        fixed = [m.title for m, built in zip(self.methods, self.deltas, strict=True) if built and not mergeable(built[0])]
+        if fixed:
+            raise ValueError(
+                f"{' and '.join(fixed)} cannot be merged into the weights: it adds computation, not an update of a weight. "
+                "Keep the adapter attached."
+            )
+        self.activate()
+        for found, built in zip(self.places, self.deltas, strict=True):
+            for place, delta in zip(found, built, strict=True):
+                delta.merge(place.layer)
+        for parameter in self._own.current().values():
+            parameter.requires_grad_(False)
+        self._remove()
+        return self.model
+
+    def _remove(self) -> None:
+        for method, found, built in zip(self.methods, self.places, self.deltas, strict=True):
+            for place, delta in zip(found, built, strict=True):
+                del place.layer.deltas._modules[self._key(method)]  # type: ignore[union-attr]
+                if delta.tap is not None:
+                    delta.tap_handle.remove()  # type: ignore[operator,union-attr]
+                if not list(place.layer.deltas.children()):  # type: ignore[union-attr,operator]
+                    if place.layer.deltas.handle is not None:  # type: ignore[union-attr]
+                        place.layer.deltas.handle.remove()  # type: ignore[union-attr,operator]
+                    del place.layer.deltas
+        del adapters(self.model)[self.name]
+        self._wire()
+        if not adapters(self.model):
+            trainable = set(vars(self.model).pop("_smidgen_trainable"))
+            vars(self.model).pop("_smidgen_adapters")
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name in trainable)
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        """Write the adapter to the folder `path`, as inference needs it (reparameterizations are folded away).
+
+        The folder holds `adapter.json` and `adapter.safetensors`; it appears whole or not at all, and takes the place of
+        one that was there.
+
+        Args:
+            path: the folder.
+            metrics: scores to keep beside the weights, as JSON.
+            labels: the head's label names; default: the model's own.
+        """
+        storage.save(self, Path(path), metrics or {}, labels)
+
+    def __repr__(self) -> str:
+        title = " + ".join(method.title for method in self.methods)
+        places = sum(map(len, self.places))
+        where = f"{places} place{'s' * (places != 1)}, " if places else ""
+        share = self.trainable / self.total
+        return f"{title} {self.name!r}: {where}{self.trainable:,} trainable of {self.total / 1e6:.1f} M ({share:.2%})"
+
+
+class Deltas(nn.Module):
+    """The deltas of one layer, in the order in which they act; a child's name is ADAPTER:TECHNIQUE."""
+
+    handle: Any = None
+
+
+def run_deltas(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    """The one forward hook: passes a layer's output (a tuple's first part) through its active deltas."""
+    hidden = output[0] if isinstance(output, tuple) else output
+    for delta in attention.active_deltas(layer):
+        hidden = delta(layer, inputs if delta.tap is None else delta.tap.take(), hidden)
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def mergeable(delta: Delta) -> bool:
+    """Whether the delta is an update of a weight."""
+    return type(delta).merge is not Delta.merge
+
+
+def load(model: PreTrainedModel, path: str | Path, *, name: str | None = None, check_base: bool = True) -> Adapter:
+    """Put the adapter saved at `path` on `model`, active and ready to serve or to train on.
+
+    Args:
+        model: the model that it was trained for.
+        path: a folder that `Adapter.save` wrote.
+        name: another name for it; default: the one it was saved under.
+        check_base: whether the model's weights must be those that it was trained on.
+
+    Raises:
+        UserError: the folder is damaged, incomplete, not an adapter, or an adapter for another model; the model is as it was.
+    """
+    saved = storage.read(model, Path(path), check_base=check_base)
+    _check_name(model, name or saved.name)
+    return storage.put(model, saved, name or saved.name)
+
+
+def _check_name(model: nn.Module, name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"name={name!r} is not an adapter's name: 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit."
+        )
+    if name in adapters(model):
+        raise ValueError(f"The model has an adapter {name!r} already. Choose another name, or detach that one first.")
+
+
+def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    missing, unknown = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
+    return f"missing {', '.join(missing[:3]) or 'nothing'}; unknown {', '.join(unknown[:3]) or 'nothing'}"

@@ -1,0 +1,177 @@
+"""Deltas in attention: learned keys and values joined to a layer's own before the kernel runs.
+
+transformers lets a model's attention be any registered function. Ours stands in front of the model's own kernel and adds
+the active deltas' keys and values, which every query may attend to. Nothing goes through the cache, so that every cache
+class, beam search and gradient checkpointing work as they do without a prefix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from smidgen.delta import Delta
+from smidgen.targets import Place, choose_blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+KERNELS = ("sdpa", "eager")
+"""The kernels that a prefix can be put before."""
+
+_PREFIX = "smidgen_"
+_seen: list[tuple[nn.Module, Tensor, Tensor]] | None = None  # what `watch` collects while it runs
+
+
+def install(model: PreTrainedModel) -> None:
+    """Put our attention function in front of the model's own; a second call changes nothing.
+
+    Raises:
+        ValueError: the model's attention cannot be replaced, or its kernel is not one of `KERNELS`.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    kernel = model.config._attn_implementation
+    if kernel.startswith(_PREFIX):
+        return
+    if not model._can_set_attn_implementation():
+        raise ValueError(
+            f"{type(model).__name__} computes its attention by itself (it does not use transformers' AttentionInterface), "
+            "so that no prefix can be joined to its keys and values. Prompt tuning, LoRA and adapters work on it."
+        )
+    if kernel not in KERNELS:
+        raise ValueError(
+            f"attn_implementation={kernel!r} cannot take a prefix. Load the model with attn_implementation="
+            f"{' or '.join(map(repr, KERNELS))}."
+        )
+    name = _PREFIX + kernel
+    AttentionInterface.register(name, functools.partial(attend, kernel))
+    AttentionMaskInterface.register(name, AttentionMaskInterface()[kernel])
+    model.set_attn_implementation(name)
+
+
+def uninstall(model: PreTrainedModel) -> None:
+    """Give the model its own attention function back."""
+    kernel = model.config._attn_implementation
+    if kernel.startswith(_PREFIX):
+        model.set_attn_implementation(kernel.removeprefix(_PREFIX))
+
+
+def attend(
+    kernel: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **arguments: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Run the model's own kernel on keys and values that begin with the active deltas'.
+
+    Args:
+        kernel: "sdpa" or "eager".
+        module: the attention that calls.
+        query: (batch, heads, queries, head size).
+        key: (batch, key-value heads, keys, head size).
+        value: the same shape as `key`.
+        attention_mask: None, or (batch or 1, heads or 1, queries, keys): boolean (True: may attend) or additive.
+        **arguments: transformers' own, passed on.
+
+    Returns:
+        The output (batch, queries, heads, head size), and the weights where the kernel gives them.
+    """
+    if _seen is not None:
+        _seen.append((module, key, value))
+    for delta in reversed(active_deltas(module)):
+        prefix_key, prefix_value = delta(key.shape[0])
+        if attention_mask is None and kernel == "sdpa" and _is_causal(module, query, arguments):
+            key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]  # an empty static cache is longer
+            attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=key.device).tril()[None, None]
+        attention_mask = _widen(attention_mask, prefix_key.shape[2])
+        if arguments.get("position_bias") is not None:
+            arguments["position_bias"] = nn.functional.pad(arguments["position_bias"], (prefix_key.shape[2], 0))
+        key = torch.cat([prefix_key.to(key.dtype), key], dim=2)
+        value = torch.cat([prefix_value.to(value.dtype), value], dim=2)
+    return _kernel(kernel, module)(module, query, key, value, attention_mask, **arguments)  # type: ignore[no-any-return]
+
+
+def active_deltas(module: nn.Module) -> list[Delta]:
+    """The deltas that act on this module now, in their order."""
+    deltas = getattr(module, "deltas", None)
+    return [delta for delta in deltas.children() if delta.active] if isinstance(deltas, nn.Module) else []
+
+
+def _is_causal(module: nn.Module, query: Tensor, arguments: dict[str, Any]) -> bool:
+    causal = arguments.get("is_causal")
+    return query.shape[2] > 1 and bool(getattr(module, "is_causal", True) if causal is None else causal)
+
+
+def _widen(mask: Tensor | None, columns: int) -> Tensor | None:
+    """The mask with `columns` more keys at its front that every query may attend to."""
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        return nn.functional.pad(mask, (columns, 0), value=True)
+    return nn.functional.pad(mask, (columns, 0), value=0.0)
+
+
+def _kernel(kernel: str, module: nn.Module) -> Callable[..., Any]:
+    from transformers import AttentionInterface
+
+    if kernel == "eager":  # each model's file has its own
+        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
+    return AttentionInterface()[kernel]  # type: ignore[no-any-return]
+
+
+def find(model: PreTrainedModel, layers: str = "all") -> list[Place]:
+    """The self-attentions inside the blocks that `layers` names, found by running the model on two tokens.
+
+    Running it is the only description that cannot be wrong: every module that calls the attention function is seen,
+    with the shape of its keys.
+
+    Raises:
+        ValueError: the model's attention takes no prefix, or no attention lies inside the blocks.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    inside = tuple(f"{block}." for block in choose_blocks(model, layers))
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    places = [
+        Place(names[module], module, (key.shape[1], key.shape[3]))
+        for module, key, _ in watch(model, tokens)
+        if names[module].startswith(inside)
+    ]
+    if not places:
+        raise ValueError(f"No attention of {type(model).__name__} was called inside its blocks (layers={layers!r}).")
+    return places
+
+
+def watch(model: PreTrainedModel, tokens: Tensor) -> list[tuple[nn.Module, Tensor, Tensor]]:
+    """Run the model on `tokens` (1, length): every attention that ran, with its keys and values (1, heads, length, size)."""
+    before = model.config._attn_implementation
+    install(model)
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad(), _watching() as seen:
+            model(input_ids=tokens)
+    finally:
+        model.train(training)
+        if before != model.config._attn_implementation:
+            uninstall(model)
+    return seen
+
+
+@contextlib.contextmanager
+def _watching() -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
+    global _seen
+    _seen = seen = []
+    try:
+        yield seen
+    finally:
+        _seen = None

@@ -1,0 +1,59 @@
+"""What the bottleneck adapters share: down to a few numbers, a nonlinearity, up again, added to the hidden states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from smidgen.delta import Delta, cast, check_positive, check_share
+
+NONLINEARITIES = {"relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu, "tanh": torch.tanh}
+
+
+def check_bottleneck(title: str, *, size: float, scale: float, nonlinearity: str, dropout: float) -> None:
+    """Raise a ValueError that names the field unless all are sensible; `size` is a width or a reduction factor."""
+    check_positive(title, "size", size)
+    check_positive(title, "scale", float(scale))
+    check_share(title, "dropout", dropout)
+    if nonlinearity not in NONLINEARITIES:
+        raise ValueError(f"{title}'s nonlinearity must be one of {', '.join(NONLINEARITIES)}, got {nonlinearity!r}.")
+
+
+class BottleneckDelta(Delta):
+    """h + scale · up(nonlinearity(down(x))), with x = h (sequential) or the sublayer's input (parallel).
+
+    Args:
+        width: the hidden size of h and x.
+        size: the bottleneck's.
+        scale: multiplies what is added.
+        nonlinearity: one of `NONLINEARITIES`.
+        dropout: probability of dropping a number of the bottleneck while training.
+        deviation: standard deviation of the starting weights; `up` starts at zero when it is 0.
+    """
+
+    def __init__(
+        self, width: int, *, size: int, scale: float, nonlinearity: str, dropout: float, deviation: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, size)
+        self.up = nn.Linear(size, width)
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+        if deviation:
+            for linear in (self.down, self.up):  # Houlsby, section 3.6: near the identity, cut at two deviations
+                nn.init.trunc_normal_(linear.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+        self.scale = scale
+        self.nonlinearity = nonlinearity
+        self.dropout = dropout
+
+    def forward(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        """output and result: (..., width); inputs, used only with a tap: one (..., width)."""
+        x = output if self.tap is None else inputs[0]
+        low = functional.linear(x, cast(self.down.weight, x), cast(self.down.bias, x))
+        low = functional.dropout(NONLINEARITIES[self.nonlinearity](low), self.dropout, self.training)
+        added = functional.linear(low, cast(self.up.weight, x), cast(self.up.bias, x))
+        return torch.add(output, added, alpha=self.scale)

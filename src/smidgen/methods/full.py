@@ -1,0 +1,37 @@
+"""Full fine-tuning, the baseline in the same form: every parameter of the model is trained, and no delta is added."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from smidgen.delta import Method
+from smidgen.targets import Place
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FullFineTuning(Method):
+    """Trains all of the model's own parameters.
+
+    Args:
+        keep_base: whether to keep the original weights, so that the adapter can be disabled and detached; it costs the
+            memory of a second copy.
+    """
+
+    name = "full"
+    title = "Full fine-tuning"
+    paper = "the baseline"
+    learning_rates = {"encoder": 1e-4, "decoder": 3e-5}
+
+    keep_base: bool = False
+
+    def places(self, model: PreTrainedModel) -> list[Place]:
+        """No places: there are no deltas."""
+        return []
+
+    def own_parameters(self, model: PreTrainedModel) -> list[str]:
+        """All of them."""
+        return [name for name, _ in model.named_parameters() if ".deltas." not in name]

@@ -1,0 +1,38 @@
+"""Head only, the other baseline: the frozen model as it is, and a new task head (linear probing)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from smidgen.delta import Method
+from smidgen.own import head_names
+from smidgen.targets import Place
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadOnly(Method):
+    """Trains the task head, and nothing else."""
+
+    name = "head"
+    title = "Head only"
+    paper = "the baseline"
+    learning_rates = {"encoder": 1e-2, "decoder": 1e-3}
+
+    def places(self, model: PreTrainedModel) -> list[Place]:
+        """No places: there are no deltas."""
+        return []
+
+    def own_parameters(self, model: PreTrainedModel) -> list[str]:
+        """The head's parameters.
+
+        Raises:
+            ValueError: the model has no task head to train.
+        """
+        names = head_names(model)
+        if not names:
+            raise ValueError(f"{type(model).__name__} has no task head, so that head-only training would train nothing.")
+        return names

@@ -1,0 +1,236 @@
+"""Virtual tokens: where prompts and prefixes stand in the text, seen from the model's own `forward` and `generate`.
+
+A prompt's virtual tokens are real positions of the sequence: a hook on the model's forward inserts placeholder ids (and
+the matching mask, labels and token types), and a hook on the input embedding puts the learned rows in their place. The
+outputs are cut back to the text, so that batches and logits stay the text's own. `generate` inserts the placeholders once,
+before it starts, so that every cache class, beam search and assisted decoding see an ordinary longer prompt.
+
+A prefix (keys and values in attention) inserts nothing, but occupies positions: the text's own start after it, as in the
+paper and in peft.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from smidgen.attention import active_deltas
+from smidgen.delta import Delta
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+IGNORED = -100  # the label that no loss counts
+
+
+class VirtualTokens:
+    """Inserts the placeholders and shifts the positions of one model, by hooks that `install` puts on it.
+
+    Attributes:
+        embedding: the input embedding; the prompts are its deltas.
+        prefixes: one delta of each prefix; those active say how many positions are occupied.
+        generating: whether `generate` runs, so that the placeholders are there already.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.embedding = model.get_input_embeddings()
+        self.prefixes: list[Delta] = []
+        self.generating = False
+        self._limit = _position_limit(model)
+        self._columns: slice | None = None
+        self._names = list(inspect.signature(type(model).forward).parameters)[1:]
+        self._handles = [
+            model.register_forward_pre_hook(self.before, with_kwargs=True),
+            model.register_forward_hook(self.after, with_kwargs=True),
+            self.embedding.register_forward_hook(self.embed),
+        ]
+        if hasattr(model, "generate"):
+            model.generate = Generate(model, self)
+
+    def remove(self, model: PreTrainedModel) -> None:
+        """Take the hooks off again."""
+        for handle in self._handles:
+            handle.remove()
+        if isinstance(vars(model).get("generate"), Generate):
+            del model.generate
+
+    def prompts(self) -> list[Delta]:
+        """The active prompt deltas, in their order in the text."""
+        return active_deltas(self.embedding)
+
+    def count(self) -> int:
+        """How many placeholders the active prompts need."""
+        return sum(delta.virtual_tokens for delta in self.prompts())  # type: ignore[misc]
+
+    def start(self) -> int:
+        """The column of the first placeholder."""
+        return max((delta.column for delta in self.prompts()), default=0)  # type: ignore[type-var,return-value]
+
+    def before(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Insert the placeholders into the arguments of `model.forward`, and shift positions by the prefix."""
+        count = self.count()
+        occupied = sum(delta.virtual_tokens for delta in self.prefixes if delta.active)  # type: ignore[misc]
+        if not count and not occupied:
+            return None
+        inputs = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        ids, cache = inputs.get("input_ids"), inputs.get("past_key_values")
+        if ids is None:
+            raise ValueError("A prompt or prefix needs input_ids; inputs_embeds do not say where the text starts.")
+        cached = int(cache.get_seq_length()) if cache is not None else 0
+        if count and not self.generating:
+            self._insert(model, inputs, count, cached)
+        if count:
+            first = self.start() - cached
+            self._columns = slice(max(first, 0), max(first + count, 0))
+        if occupied:
+            self._shift(model, inputs, occupied, cached)
+        length = inputs["input_ids"].shape[1] + cached + occupied
+        if self._limit is not None and length > self._limit:
+            virtual = count + occupied
+            raise ValueError(
+                f"The text has {length - virtual} tokens and the adapter {virtual} virtual ones: more than the {self._limit} "
+                f"positions of {type(model).__name__}. Shorten the text to {self._limit - virtual} tokens."
+            )
+        return (), inputs
+
+    def _insert(self, model: PreTrainedModel, inputs: dict[str, Any], count: int, cached: int) -> None:
+        ids, start = inputs["input_ids"], self.start()
+        if cached == 0:
+            text = ids.shape[1]
+            inputs["input_ids"] = insert(ids, start, count, placeholder(model))
+            labels = inputs.get("labels")
+            if isinstance(labels, Tensor) and labels.dim() == 2 and labels.shape[1] == text:
+                inputs["labels"] = insert(labels, start, count, IGNORED)
+            if inputs.get("token_type_ids") is not None:
+                inputs["token_type_ids"] = insert(inputs["token_type_ids"], start, count, 0)
+        if inputs.get("attention_mask") is not None:
+            if inputs["attention_mask"].dim() != 2:
+                raise ValueError("A prompt needs an attention_mask of shape (batch, length), got one that is already expanded.")
+            inputs["attention_mask"] = insert(inputs["attention_mask"], start, count, 1)
+        if inputs.get("position_ids") is not None:
+            positions = inputs["position_ids"]
+            if cached == 0:
+                virtual = torch.arange(count, device=positions.device).expand(positions.shape[0], -1) + start
+                positions = torch.cat([positions[:, :start], virtual, positions[:, start:] + count], dim=1)
+            else:
+                positions = positions + count
+            inputs["position_ids"] = positions
+
+    def _shift(self, model: PreTrainedModel, inputs: dict[str, Any], occupied: int, cached: int) -> None:
+        if "position_ids" not in self._names:
+            return  # relative positions: a prefix has none
+        positions = inputs.get("position_ids")
+        if positions is None:
+            positions = _own_positions(model, inputs["input_ids"], cached)
+        inputs["position_ids"] = positions + occupied
+
+    def embed(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Put the learned rows in the place of the placeholders: (batch, length, hidden size)."""
+        columns = self._columns
+        if columns is None or columns.stop == 0:
+            return output
+        rows = torch.cat([delta() for delta in self.prompts()]).to(output.dtype)
+        rows = rows[rows.shape[0] - (columns.stop - columns.start) :].expand(output.shape[0], -1, -1)
+        return torch.cat([output[:, : columns.start], rows, output[:, columns.stop :]], dim=1)[:, : output.shape[1]]
+
+    def after(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Cut the outputs back to the text's own columns."""
+        columns, self._columns = self._columns, None
+        if columns is None or columns.stop == 0 or self.generating:
+            return output
+        for name in ("logits", "last_hidden_state", "hidden_states"):
+            value = output.get(name) if hasattr(output, "get") else None
+            if isinstance(value, tuple):
+                output[name] = tuple(cut(part, columns) for part in value)
+            elif isinstance(value, Tensor) and value.dim() == 3:
+                output[name] = cut(value, columns)
+        return output
+
+
+class Generate:
+    """Stands in for `model.generate`: inserts the placeholders before it and takes them out of its result."""
+
+    def __init__(self, model: PreTrainedModel, tokens: VirtualTokens) -> None:
+        self.model = model
+        self.tokens = tokens
+
+    def __call__(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """As `model.generate`, with ids in `inputs` or `input_ids`; the result holds the text's ids and the new ones."""
+        count, start = self.tokens.count(), self.tokens.start()
+        generate = type(self.model).generate
+        if not count:
+            return generate(self.model, inputs, **kwargs)
+        ids = kwargs.pop("input_ids", inputs)
+        if ids is None or "inputs_embeds" in kwargs:
+            raise ValueError("A prompt needs input_ids to generate from; inputs_embeds do not say where the text starts.")
+        mask = kwargs.pop("attention_mask", None)
+        if mask is None:
+            mask = _guessed_mask(self.model, ids)
+        kwargs["attention_mask"] = insert(mask, start, count, 1)
+        config = copy.deepcopy(kwargs.pop("generation_config", None) or self.model.generation_config)
+        for name in ("max_length", "min_length"):  # they count the prompt
+            if kwargs.get(name) is not None:
+                kwargs[name] += count
+            elif getattr(config, name, None):
+                setattr(config, name, getattr(config, name) + count)
+        self.tokens.generating = True
+        try:
+            result = generate(
+                self.model, insert(ids, start, count, placeholder(self.model)), generation_config=config, **kwargs
+            )
+        finally:
+            self.tokens.generating = False
+        columns = slice(start, start + count)
+        if isinstance(result, Tensor):
+            return cut(result, columns)
+        result.sequences = cut(result.sequences, columns)
+        return result
+
+
+def insert(rows: Tensor, start: int, count: int, value: int) -> Tensor:
+    """(batch, length) with `count` columns of `value` put in at `start`: (batch, length + count)."""
+    return torch.cat([rows[:, :start], rows.new_full((rows.shape[0], count), value), rows[:, start:]], dim=1)
+
+
+def cut(rows: Tensor, columns: slice) -> Tensor:
+    """(batch, length, ...) without `columns`."""
+    return torch.cat([rows[:, : columns.start], rows[:, columns.stop :]], dim=1)
+
+
+def placeholder(model: PreTrainedModel) -> int:
+    """An id that no model treats specially: neither padding nor an end of text."""
+    special: set[int] = set()
+    for name in ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id"):
+        value = getattr(model.config, name, None)
+        special.update(value if isinstance(value, list) else [value])
+    return next(token for token in range(len(special) + 1) if token not in special)
+
+
+def _position_limit(model: PreTrainedModel) -> int | None:
+    """How many positions the model's learned position table has; None where positions are computed."""
+    learned = any(
+        isinstance(layer, nn.Embedding) and ("position" in name or name.endswith("wpe"))
+        for name, layer in model.named_modules()
+    )
+    return getattr(model.config, "max_position_embeddings", None) if learned else None
+
+
+def _own_positions(model: PreTrainedModel, ids: Tensor, cached: int) -> Tensor:
+    """The positions that the model would give `ids` (batch, length) by itself."""
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    if isinstance(table, nn.Embedding) and table.padding_idx is not None:  # RoBERTa counts from its padding's id
+        real = (ids != table.padding_idx).int()
+        return ((real.cumsum(1) + cached) * real).long() + table.padding_idx
+    return torch.arange(cached, cached + ids.shape[1], device=ids.device)[None].expand(ids.shape[0], -1)
+
+
+def _guessed_mask(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """The mask that `generate` would make from `ids` alone: padding hidden, unless it doubles as the end of text."""
+    config = model.generation_config
+    pad, eos = config.pad_token_id, config.eos_token_id
+    ends = eos if isinstance(eos, list) else [eos]
+    return torch.ones_like(ids) if pad is None or pad in ends else (ids != pad).long()

@@ -1,0 +1,246 @@
+"""An adapter as a folder: `adapter.json`, which says everything, and `adapter.safetensors`, the numbers.
+
+Writing is atomic and durable. Reading is strict and closed: whatever is missing, unknown, of another shape, not finite or
+not of its recorded SHA-256 is an error before the model is touched; nothing in a file names code, a pattern or an address.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from smidgen import files, targets
+from smidgen.delta import Delta, Method
+from smidgen.errors import UserError
+from smidgen.targets import Place
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from smidgen.adapter import Adapter
+
+FORMAT = 1
+MANIFEST, TENSORS = "adapter.json", "adapter.safetensors"
+_FIELDS = {"format", "smidgen", "name", "base", "techniques", "own", "labels", "metrics", "sha256"}
+_SAMPLE = 1024  # numbers of each tensor that the base model's fingerprint looks at
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """An adapter read from a folder and checked against a model, not yet put on it."""
+
+    name: str
+    methods: list[Method]
+    places: list[list[Place]]
+    deltas: list[list[Delta]]
+    own: dict[str, Tensor]
+    labels: list[str] | None
+    metrics: dict[str, Any]
+
+
+def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Sequence[str] | None) -> None:
+    """Write `adapter` to the folder `path`; see `Adapter.save`."""
+    from safetensors.torch import save_file
+
+    from smidgen import __version__
+
+    tensors: dict[str, Tensor] = {}
+    for method, places, deltas in zip(adapter.methods, adapter.places, adapter.deltas, strict=True):
+        for place, delta in zip(places, deltas, strict=True):
+            tensors.update({f"{place.name}.{method.name}.{name}": value for name, value in delta.folded().items()})
+    trained = dict(adapter.named_parameters())
+    own = [name for name in trained if name in adapter.own_names]
+    tensors.update({name: trained[name] for name in own})
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    if labels is None and adapter.head_names:
+        labels = [str(label) for _, label in sorted((adapter.model.config.id2label or {}).items())]
+    with files.new_folder(path) as folder:
+        save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+        manifest = {
+            "format": FORMAT,
+            "smidgen": __version__,
+            "name": adapter.name,
+            "base": {
+                "id": str(adapter.model.config._name_or_path),
+                "class": type(adapter.model).__name__,
+                "fingerprint": fingerprint(adapter.model, own),
+            },
+            "techniques": [
+                {
+                    "technique": method.name,
+                    "fields": dataclasses.asdict(method.folded()),
+                    "places": [{"name": place.name, "source": place.source} for place in places],
+                }
+                for method, places in zip(adapter.methods, adapter.places, strict=True)
+            ],
+            "own": own,
+            "labels": list(labels) if labels is not None else None,
+            "metrics": dict(metrics),
+            "sha256": {TENSORS: files.sha256(folder / TENSORS)},
+        }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read and check `adapter.json` of the folder `path`, without a model.
+
+    Raises:
+        UserError: it is not an adapter of ours, or was damaged.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder. An adapter is the folder that `smidgen train` or Adapter.save wrote.")
+    for name in (MANIFEST, TENSORS):
+        if not (path / name).is_file():
+            raise UserError(f"{path} has no {name}; it is not an adapter, or was not written completely.")
+        if (path / name).is_symlink():
+            raise UserError(f"{path / name} is a link; an adapter's files must lie in its folder.")
+    manifest = files.read_json(path / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.keys() != _FIELDS:
+        keys = sorted(manifest) if isinstance(manifest, dict) else type(manifest).__name__
+        raise UserError(f"{path / MANIFEST} must have exactly the keys {sorted(_FIELDS)}, got {keys}.")
+    if manifest["format"] != FORMAT:
+        raise UserError(f"{path} has format {manifest['format']!r}; this smidgen reads format {FORMAT}.")
+    return manifest
+
+
+def read(model: PreTrainedModel, path: Path, *, check_base: bool = True) -> Saved:
+    """Read the adapter in the folder `path` and check it against `model`, which is not changed.
+
+    Raises:
+        UserError: the folder is damaged or is not an adapter for this model.
+    """
+    manifest = read_manifest(path)
+    if files.sha256(path / TENSORS) != manifest["sha256"].get(TENSORS):
+        raise UserError(f"{path / TENSORS} was changed or cut short after it was saved (its SHA-256 differs). Copy it again.")
+    try:
+        methods, places = _methods(model, manifest["techniques"])
+        own = [str(name) for name in manifest["own"]]
+        _check_base(model, path, manifest["base"], own, check_base)
+        with torch.device("meta"):
+            deltas = [method.build_all(model, found) for method, found in zip(methods, places, strict=True)]
+        tensors = _tensors(model, path / TENSORS, methods, places, deltas, own)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not an adapter for this {type(model).__name__}: {error}") from error
+    for method, found, built in zip(methods, places, deltas, strict=True):
+        for place, delta in zip(found, built, strict=True):
+            prefix = f"{place.name}.{method.name}."
+            state = {name: tensors[prefix + name].to(model.device) for name in delta.state_dict()}
+            delta.load_state_dict(state, assign=True)
+    return Saved(
+        manifest["name"], methods, places, deltas, {n: tensors[n] for n in own}, manifest["labels"], manifest["metrics"]
+    )
+
+
+def put(model: PreTrainedModel, saved: Saved, name: str) -> Adapter:
+    """Put an adapter that was read on its model."""
+    from smidgen.adapter import Adapter
+
+    adapter = Adapter(model, name, saved.methods, saved.places, saved.deltas, list(saved.own))
+    parameters = dict(adapter.named_parameters())
+    with torch.no_grad():
+        for key, tensor in saved.own.items():
+            parameters[key].copy_(tensor)
+    if saved.labels is not None:
+        model.config.id2label = dict(enumerate(saved.labels))
+        model.config.label2id = {label: index for index, label in enumerate(saved.labels)}
+    return adapter
+
+
+def _methods(model: PreTrainedModel, techniques: list[dict[str, Any]]) -> tuple[list[Method], list[list[Place]]]:
+    from smidgen.methods import METHODS
+
+    methods: list[Method] = []
+    places: list[list[Place]] = []
+    for entry in techniques:
+        if entry["technique"] not in METHODS:
+            raise UserError(f"The technique {entry['technique']!r} is not known here; known: {', '.join(METHODS)}.")
+        kind = METHODS[entry["technique"]]
+        known = {field.name for field in dataclasses.fields(kind)}
+        if entry["fields"].keys() != known:
+            raise ValueError(f"{kind.title} has the fields {sorted(known)}, the file {sorted(entry['fields'])}")
+        method = kind(**entry["fields"])
+        methods.append(method)
+        if method.site == "attention":
+            from smidgen import attention
+
+            found = {place.name: place for place in attention.find(model)}
+            places.append([found[place["name"]] for place in entry["places"]])
+        else:
+            places.append([targets.exact(model, place["name"], place["source"]) for place in entry["places"]])
+    return methods, places
+
+
+def _check_base(model: PreTrainedModel, path: Path, base: dict[str, str], own: list[str], check: bool) -> None:
+    if not check or fingerprint(model, own) == base["fingerprint"]:
+        return
+    raise UserError(
+        f"{path} was trained on other weights: on {base['class']} {base['id']!r}, and this is {type(model).__name__} "
+        f"{model.config._name_or_path!r}. Load that model, or pass check_base=False if the two are meant to differ."
+    )
+
+
+def _tensors(
+    model: PreTrainedModel,
+    path: Path,
+    methods: Sequence[Method],
+    places: Sequence[Sequence[Place]],
+    deltas: Sequence[Sequence[Delta]],
+    own: Sequence[str],
+) -> dict[str, Tensor]:
+    """The file's tensors, after their names and shapes were found to be exactly those expected."""
+    from safetensors import SafetensorError, safe_open
+
+    parameters = dict(model.named_parameters())
+    if unknown := [name for name in own if name not in parameters]:
+        raise ValueError(f"it trained {unknown[0]!r}, which the model does not have")
+    expected = {name: tuple(parameters[name].shape) for name in own}
+    for method, found, built in zip(methods, places, deltas, strict=True):
+        for place, delta in zip(found, built, strict=True):
+            for name, tensor in delta.state_dict().items():
+                expected[f"{place.name}.{method.name}.{name}"] = tuple(tensor.shape)
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            if shapes.keys() != expected.keys():
+                missing, unknown = sorted(expected.keys() - shapes.keys()), sorted(shapes.keys() - expected.keys())
+                raise ValueError(f"missing tensors: {missing[:3]}; unknown tensors: {unknown[:3]}")
+            for name, shape in expected.items():
+                if shapes[name] != shape:
+                    raise ValueError(f"{name} is {shapes[name]} in the file and {shape} in the model")
+            tensors = {name: file.get_tensor(name) for name in expected}
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} holds numbers that are not finite, or are not floating-point")
+    return tensors
+
+
+def fingerprint(model: PreTrainedModel, without: Sequence[str]) -> str:
+    """A hash of the base model: names, shapes and evenly spaced values of its parameters, except those `without`.
+
+    The values are compared as bfloat16, so that a model loaded in bfloat16 is the one that was trained on in fp32.
+    """
+    from smidgen.adapter import adapters
+
+    original: dict[str, Tensor] = {}
+    for adapter in adapters(model).values():
+        original = {**adapter.base_parameters(), **original}  # the first adapter saw the base model
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if name in without or ".deltas." in name:
+            continue
+        flat = original.get(name, parameter).detach().flatten()
+        sample = flat[:: max(1, flat.numel() // _SAMPLE)].to(torch.bfloat16).to("cpu")
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

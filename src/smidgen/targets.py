@@ -1,0 +1,225 @@
+"""Which layers a technique touches: by role, by name pattern, by layer range; what matched, and errors that say what would."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from smidgen.layers import features, is_linear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ROLES = {
+    "attention": "the linear layers of every attention",
+    "feed-forward": "the other linear layers of every block",
+    "all-linear": "every linear layer of every block",
+    "attention-sublayer": "every attention as a whole, from its first linear layer's input to its last one's output",
+    "feed-forward-sublayer": "every feed-forward network as a whole, likewise",
+    "sublayers": "both kinds of sublayer",
+    "blocks": "every block's output, after its residual and, in post-norm models, its norm",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One place of the model, by exact module name.
+
+    Attributes:
+        name: the module's name in the model.
+        layer: the module.
+        source: the name of the module at the sublayer's start, where the place is a whole sublayer.
+        shape: (in, out) features of a linear layer or sublayer, (key-value heads, head size) of an attention,
+            (vocabulary, hidden size) of an embedding, (hidden size, hidden size) of a block.
+    """
+
+    name: str
+    layer: nn.Module
+    shape: tuple[int, int]
+    source: str | None = None
+
+
+def find(model: PreTrainedModel, targets: str | Sequence[str] | None, layers: str = "all") -> list[Place]:
+    """The places that `targets` names inside the blocks that `layers` names.
+
+    Args:
+        model: the model to look through.
+        targets: roles (see `ROLES`) and name patterns, one or several. A pattern is a regular expression that must
+            match a module's whole name or a dotted end of it: "query" or r"layer\\.0\\..*query".
+        layers: "all", "first:N", "last:N", "FROM-TO" (both included), or numbers: "0,5,11".
+
+    Raises:
+        ValueError: a role or pattern matches nothing, or `layers` names a block that is not there.
+    """
+    if targets is None:
+        return []
+    chosen = choose_blocks(model, layers)
+    places: dict[str, Place] = {}
+    for target in [targets] if isinstance(targets, str) else targets:
+        found = _by_role(model, target, chosen) if target in ROLES else _by_pattern(model, target, chosen, layers)
+        if not found:
+            raise ValueError(_nothing(model, target, layers))
+        places.update((place.name, place) for place in found)
+    return list(places.values())
+
+
+def embedding(model: PreTrainedModel) -> Place:
+    """The input embedding."""
+    layer = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is layer)
+    if not isinstance(layer, nn.Embedding):
+        raise ValueError(f"{type(model).__name__}'s input embedding is a {type(layer).__name__}; prompts need an Embedding.")
+    return Place(name, layer, (layer.num_embeddings, layer.embedding_dim))
+
+
+def blocks(model: nn.Module) -> list[list[str]]:
+    """The names of the transformer blocks, one list a stack (an encoder-decoder has two)."""
+    stacks: list[list[str]] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{block}.") for stack in stacks for block in stack)
+        if isinstance(module, nn.ModuleList) and not inside and _are_blocks(module):
+            stacks.append([f"{name}.{index}" if name else str(index) for index in range(len(module))])
+    return stacks
+
+
+def _are_blocks(modules: nn.ModuleList) -> bool:
+    kinds = {type(module) for module in modules}
+    return len(kinds) == 1 and any(is_linear(module) for module in modules[0].modules() if module is not modules[0])
+
+
+def choose_blocks(model: nn.Module, layers: str) -> list[str]:
+    """The names of the blocks that `layers` names, counted in each stack by itself."""
+    stacks = blocks(model)
+    if not stacks:
+        raise ValueError(f"{type(model).__name__} has no list of transformer blocks, so that roles cannot be found in it.")
+    return [stack[index] for stack in stacks for index in _indices(layers, len(stack))]
+
+
+def _indices(layers: str, count: int) -> list[int]:
+    if layers == "all":
+        return list(range(count))
+    wanted: list[int] = []
+    if match := re.fullmatch(r"(first|last):(\d+)", layers):
+        end, size = match[1], int(match[2])
+        wanted = list(range(size)) if end == "first" else list(range(count - size, count))
+    elif match := re.fullmatch(r"(\d+)-(\d+)", layers):
+        wanted = list(range(int(match[1]), int(match[2]) + 1))
+    elif re.fullmatch(r"\d+(,\d+)*", layers):
+        wanted = [int(number) for number in layers.split(",")]
+    if not wanted or not all(0 <= index < count for index in wanted):
+        raise ValueError(
+            f"layers={layers!r} does not name blocks of this model, which are numbered 0 to {count - 1}. "
+            'Write "all", "first:2", "last:2", "0-3" or "0,2".'
+        )
+    return sorted(set(wanted))
+
+
+def _by_role(model: nn.Module, role: str, chosen: Sequence[str]) -> list[Place]:
+    found: list[Place] = []
+    for block in chosen:
+        module = model.get_submodule(block)
+        linears = {f"{block}.{name}": layer for name, layer in module.named_modules() if is_linear(layer)}
+        attention = {name: layer for name, layer in linears.items() if _attention_part(name, block)}
+        feed_forward = {name: layer for name, layer in linears.items() if name not in attention}
+        if role in ("attention", "all-linear"):
+            found += [Place(name, layer, features(layer)) for name, layer in attention.items()]
+        if role in ("feed-forward", "all-linear"):
+            found += [Place(name, layer, features(layer)) for name, layer in feed_forward.items()]
+        if role in ("attention-sublayer", "sublayers"):
+            parts = dict.fromkeys(_attention_part(name, block) for name in attention)
+            for part in parts:
+                found += _sublayer({name: layer for name, layer in attention.items() if _attention_part(name, block) == part})
+        if role in ("feed-forward-sublayer", "sublayers"):
+            found += _sublayer(feed_forward)
+        if role == "blocks":
+            found.append(Place(block, module, _shape(module)))
+    return found
+
+
+def _attention_part(name: str, block: str) -> str:
+    """The name up to the part that is an attention, such as layer.0.attention; empty for other layers."""
+    parts = name.removeprefix(f"{block}.").split(".")
+    for index, part in enumerate(parts[:-1]):
+        if "attn" in part.lower() or "attention" in part.lower():
+            return ".".join(parts[: index + 1])
+    return ""
+
+
+def _sublayer(linears: dict[str, nn.Module]) -> list[Place]:
+    """The sublayer that these linear layers form: it ends at the last one that gives the size that the first one takes."""
+    if not linears:
+        return []
+    source = next(iter(linears))
+    size = features(linears[source])[0]
+    ends = [name for name, layer in linears.items() if features(layer)[1] == size and name != source]
+    return [Place(ends[-1], linears[ends[-1]], (size, size), source)] if ends else []
+
+
+def _by_pattern(model: nn.Module, pattern: str, chosen: Sequence[str], layers: str) -> list[Place]:
+    try:
+        expression = re.compile(rf"(?:.*\.)?(?:{pattern})")
+    except re.error as error:
+        raise ValueError(f"targets={pattern!r} is neither a role ({', '.join(ROLES)}) nor a pattern: {error}.") from None
+    inside = tuple(f"{block}." for block in chosen)
+    return [
+        Place(name, layer, features(layer))
+        for name, layer in model.named_modules()
+        if is_linear(layer) and expression.fullmatch(name) and (layers == "all" or name.startswith(inside))
+    ]
+
+
+def _nothing(model: nn.Module, target: str, layers: str) -> str:
+    names = sorted({name.rpartition(".")[2] for name, layer in model.named_modules() if is_linear(layer)})
+    nearest = difflib.get_close_matches(target, [*ROLES, *names], n=1)
+    where = "" if layers == "all" else f" in layers={layers!r}"
+    return (
+        f"targets={target!r} matches no layer of {type(model).__name__}{where}. "
+        f"Its linear layers: {', '.join(names)}. Roles: {', '.join(ROLES)}."
+        + (f" Did you mean {nearest[0]!r}?" if nearest else "")
+    )
+
+
+def report(model: nn.Module, places: Sequence[Place]) -> list[str]:
+    """What matched, a line for each kind of layer, uneven matches marked: 'attention.self.query: 6 of 6 blocks'."""
+    stacks = {block: index for index, stack in enumerate(blocks(model)) for block in stack}
+    sizes = Counter(stacks.values())
+    kinds: Counter[tuple[int, str]] = Counter()
+    outside: list[str] = []
+    for place in places:
+        owner = next((block for block in stacks if place.name == block or place.name.startswith(f"{block}.")), None)
+        if owner is None:
+            outside.append(place.name)
+        else:
+            kinds[stacks[owner], place.name.removeprefix(owner).removeprefix(".") or "whole block"] += 1
+    lines = [f"{kind}: {count} of {sizes[stack]} blocks" for (stack, kind), count in kinds.items()]
+    return lines + [f"{name}: outside the blocks" for name in outside]
+
+
+def exact(model: nn.Module, name: str, source: str | None) -> Place:
+    """The place with exactly this name, for an adapter that is read from a file: nothing is searched for.
+
+    Raises:
+        ValueError: the model has no such module.
+    """
+    modules = dict(model.named_modules())
+    for needed in (name, source):
+        if needed is not None and needed not in modules:
+            raise ValueError(f"The adapter has a place {needed!r} that {type(model).__name__} does not have.")
+    shape = _shape(modules[name]) if source is None else (_shape(modules[source])[0], _shape(modules[name])[1])
+    return Place(name, modules[name], shape, source)
+
+
+def _shape(layer: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear layer; of a block, the size that its first linear layer takes, twice."""
+    if isinstance(layer, nn.Embedding):
+        return layer.num_embeddings, layer.embedding_dim
+    if is_linear(layer):
+        return features(layer)
+    size = features(next(module for module in layer.modules() if is_linear(module)))[0]
+    return size, size

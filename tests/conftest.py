@@ -1,0 +1,168 @@
+"""Tiny models built from configurations, no network; every test sees the same random state."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+VOCABULARY = 60
+LABELS = 3
+
+# initializer_range=0.2: at the default 0.02 a model this narrow gives the same logits whatever its input is
+
+
+def _bert() -> PreTrainedModel:
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        initializer_range=0.2,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=40,
+        num_labels=LABELS,
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def _distilbert() -> PreTrainedModel:
+    config = transformers.DistilBertConfig(
+        vocab_size=VOCABULARY,
+        initializer_range=0.2,
+        dim=32,
+        n_layers=3,
+        n_heads=4,
+        hidden_dim=48,
+        max_position_embeddings=40,
+        num_labels=LABELS,
+    )
+    return transformers.DistilBertForSequenceClassification(config)
+
+
+def _roberta() -> PreTrainedModel:
+    config = transformers.RobertaConfig(
+        vocab_size=VOCABULARY,
+        initializer_range=0.2,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=42,
+        num_labels=LABELS,
+    )
+    return transformers.RobertaForSequenceClassification(config)
+
+
+def _llama() -> PreTrainedModel:
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        initializer_range=0.2,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def _llama_classifier() -> PreTrainedModel:
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        initializer_range=0.2,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        num_labels=LABELS,
+    )
+    return transformers.LlamaForSequenceClassification(config)
+
+
+def _gpt2() -> PreTrainedModel:
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY,
+        initializer_range=0.2,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_inner=48,
+        n_positions=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
+    "bert": _bert,
+    "distilbert": _distilbert,
+    "roberta": _roberta,
+    "llama": _llama,
+    "llama-classifier": _llama_classifier,
+    "gpt2": _gpt2,
+}
+DECODERS = ("llama", "gpt2")
+
+
+@functools.cache
+def _state(name: str) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return ARCHITECTURES[name]().state_dict()
+
+
+def build(name: str) -> PreTrainedModel:
+    """A tiny model, the same each time, in evaluation mode."""
+    model = ARCHITECTURES[name]()
+    model.load_state_dict(_state(name))
+    return model.eval()
+
+
+def make_batch(name: str, *, rows: int = 4, length: int = 9, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Ids with padding on the right of the odd rows, their mask, and labels of the model's task."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, VOCABULARY, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1::2, -3:] = 0
+    pad = 1 if name == "roberta" else 0
+    ids[mask == 0] = pad
+    if name in DECODERS:
+        labels = ids.masked_fill(mask == 0, -100)
+    else:
+        labels = torch.randint(LABELS, (rows,), generator=generator)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(1)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def model(architecture: str) -> PreTrainedModel:
+    return build(architecture)
+
+
+@pytest.fixture
+def batch(architecture: str) -> dict[str, torch.Tensor]:
+    return make_batch(architecture)

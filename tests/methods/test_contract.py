@@ -1,0 +1,190 @@
+"""What every technique promises on every architecture."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from smidgen import METHODS, Method, attach, load
+from smidgen.adapter import mergeable
+from tests.conftest import build
+
+Batch = dict[str, torch.Tensor]
+IDENTITY_AT_START = {"lora", "parallel", "full", "head"}
+
+
+def logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**batch).logits.clone()
+
+
+def disturb(adapter: object) -> None:
+    """Move everything that is trained away from its start."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest, architecture: str) -> Method:
+    if request.param == "head" and architecture in ("llama", "gpt2"):
+        pytest.skip("a language model has no task head: refused, and tested in test_head.py")
+    return METHODS[request.param]() if request.param != "lora" else METHODS["lora"](rank=4)
+
+
+def test_starts_from_the_base_model(method: Method, model: PreTrainedModel, batch: Batch) -> None:
+    before = logits(model, batch)
+    attach(model, method)
+    if method.name in IDENTITY_AT_START:
+        assert torch.equal(logits(model, batch), before) or torch.allclose(logits(model, batch), before, atol=1e-6)
+    elif method.site == "layer":
+        torch.testing.assert_close(logits(model, batch), before, atol=0.05, rtol=0.05)  # near the identity
+    else:
+        assert not torch.equal(logits(model, batch), before)  # virtual tokens are seen from the first step
+
+
+def test_only_what_the_adapter_names_is_trained(method: Method, model: PreTrainedModel, batch: Batch) -> None:
+    adapter = attach(model, method)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trained = {id(parameter) for parameter in adapter.parameters()}
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.1)
+    model.train()
+    model(**batch).loss.backward()
+    adapter.check_gradients()
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (id(parameter) in trained)
+        if id(parameter) not in trained:
+            assert parameter.grad is None
+            assert torch.equal(parameter, before[name]), name
+    assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters() if id(p) in trained)
+
+
+def test_disabled_is_the_base_model_to_the_bit(method: Method, model: PreTrainedModel, batch: Batch) -> None:
+    if method.name == "full":
+        method = type(method)(keep_base=True)
+    before = logits(model, batch)
+    adapter = attach(model, method)
+    disturb(adapter)
+    changed = logits(model, batch)
+    with adapter.disabled():
+        assert torch.equal(logits(model, batch), before)
+    assert torch.equal(logits(model, batch), changed)
+    assert not torch.equal(changed, before)
+
+
+def test_detach_restores_the_base_model(method: Method, model: PreTrainedModel, batch: Batch) -> None:
+    if method.name == "full":
+        method = type(method)(keep_base=True)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainable = [parameter.requires_grad for parameter in model.parameters()]
+    before = logits(model, batch)
+    adapter = attach(model, method)
+    disturb(adapter)
+    assert adapter.detach() is model
+    after = model.state_dict()
+    assert list(after) == list(state)
+    assert all(torch.equal(after[name], state[name]) for name in state)
+    assert [parameter.requires_grad for parameter in model.parameters()] == trainable
+    assert torch.equal(logits(model, batch), before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_saved_and_loaded_gives_the_same_logits(
+    method: Method, model: PreTrainedModel, batch: Batch, architecture: str, tmp_path: Path
+) -> None:
+    adapter = attach(model, method, name="task.1")
+    disturb(adapter)
+    expected = logits(model, batch)
+    adapter.save(tmp_path / "saved", metrics={"accuracy": 0.5})
+    again = build(architecture)
+    loaded = load(again, tmp_path / "saved")
+    assert loaded.name == "task.1"
+    torch.testing.assert_close(logits(again, batch), expected, atol=1e-6, rtol=0)
+    if method == method.folded():
+        assert torch.equal(logits(again, batch), expected)
+    loaded.save(tmp_path / "again")
+    files = [(tmp_path / folder / "adapter.safetensors").read_bytes() for folder in ("saved", "again")]
+    assert files[0] == files[1]
+
+
+def test_state_brings_back_everything_trained(method: Method, model: PreTrainedModel, batch: Batch) -> None:
+    adapter = attach(model, method)
+    disturb(adapter)
+    state, expected = adapter.state(), logits(model, batch)
+    disturb(adapter)
+    assert not torch.equal(logits(model, batch), expected)
+    adapter.load_state(state)
+    assert torch.equal(logits(model, batch), expected)
+
+
+def test_merged_gives_the_same_logits(method: Method, model: PreTrainedModel, batch: Batch) -> None:
+    adapter = attach(model, method)
+    disturb(adapter)
+    expected = logits(model, batch)
+    names = set(build_names(model))
+    if any(built and not mergeable(built[0]) for built in adapter.deltas):
+        with pytest.raises(ValueError, match="cannot be merged"):
+            adapter.merge()
+        assert torch.equal(logits(model, batch), expected)
+        return
+    adapter.merge()
+    torch.testing.assert_close(logits(model, batch), expected, atol=1e-5, rtol=0)
+    assert set(dict(model.named_parameters())) == names
+
+
+def build_names(model: PreTrainedModel) -> list[str]:
+    return [name for name, _ in model.named_parameters() if ".deltas." not in name]
+
+
+def test_gradient_checkpointing_changes_no_gradient(method: Method, model: PreTrainedModel, batch: Batch) -> None:
+    adapter = attach(model, method)
+    disturb(adapter)
+    model.eval()
+    model(**batch).loss.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in adapter.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    model.activation_checkpointing_enable()
+    model.train()
+    for module in model.modules():  # checkpointing runs in training mode only; dropout would hide the comparison
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    model(**batch).loss.backward()
+    found = {name: parameter.grad for name, parameter in adapter.named_parameters() if parameter.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_overfits_a_small_batch(method: Method, model: PreTrainedModel, batch: Batch) -> None:
+    if method.name == "head":
+        pytest.skip("a linear head on a random frozen encoder need not separate the rows")
+    adapter = attach(model, method)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=2e-2 if method.site == "layer" else 5e-2)
+    losses = []
+    for _ in range(40):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_copy_of_the_model_is_independent(method: Method, model: PreTrainedModel, batch: Batch) -> None:
+    adapter = attach(model, method)
+    disturb(adapter)
+    expected = logits(model, batch)
+    twin = copy.deepcopy(model)
+    assert torch.equal(logits(twin, batch), expected)
+    disturb(adapter)
+    assert torch.equal(logits(twin, batch), expected)
+    assert not torch.equal(logits(model, batch), expected)
