@@ -38,7 +38,13 @@ def ids(architecture: str) -> torch.Tensor:
 def greedy(model: PreTrainedModel, ids: torch.Tensor, **more: object) -> torch.Tensor:
     return model.generate(
         input_ids=ids,
-        **{"attention_mask": torch.ones_like(ids), "max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, **more},
+        **{
+            "attention_mask": torch.ones_like(ids),
+            "max_new_tokens": NEW,
+            "min_new_tokens": NEW,
+            "do_sample": False,
+            **more,
+        },
     )
 
 
@@ -91,7 +97,9 @@ def test_a_decoding_loop_of_one_s_own_is_the_uncached_forward(model: PreTrainedM
         cache, parts = None, []
         for column in range(ids.shape[1]):
             mask = torch.ones(2, column + 1, dtype=torch.long)
-            output = model(input_ids=ids[:, column : column + 1], attention_mask=mask, past_key_values=cache, use_cache=True)
+            output = model(
+                input_ids=ids[:, column : column + 1], attention_mask=mask, past_key_values=cache, use_cache=True
+            )
             cache = output.past_key_values
             parts.append(output.logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=0)

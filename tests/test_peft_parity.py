@@ -1,4 +1,5 @@
-"""The same weights give the same logits as in peft: on a decoder, and on an encoder with the prompt where peft puts it."""
+"""The same weights give the same logits as in peft: on a decoder, and on an encoder with the prompt where peft puts
+it."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from smidgen import attention, prompts, storage, targets
-from smidgen.delta import Delta, Method, Tap
+from smidgen import attention, prompts, storage
+from smidgen.delta import Delta, Deltas, Method, Tap
 from smidgen.own import OwnParameters, head_names
 from smidgen.targets import Place
 
@@ -75,7 +75,9 @@ def own_names(model: PreTrainedModel, methods: Sequence[Method], also_train: str
     for pattern in [also_train] if isinstance(also_train, str) else also_train:
         found = [name for name in names if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)]
         if not found:
-            raise ValueError(f"also_train={pattern!r} matches no parameter of {type(model).__name__}, such as {names[0]!r}.")
+            raise ValueError(
+                f"also_train={pattern!r} matches no parameter of {type(model).__name__}, such as {names[0]!r}."
+            )
         wanted.update(found)
     return [name for name in names if name in wanted]
 
@@ -133,7 +135,7 @@ class Adapter:
             for place in found:
                 if (method.name, place.name) in taken:
                     raise ValueError(
-                        f"Two {method.title} techniques of one adapter meet at {place.name}. Give them different targets."
+                        f"Two {method.title} techniques of one adapter meet at {place.name}. Give them other targets."
                     )
                 taken.add((method.name, place.name))
 
@@ -142,14 +144,14 @@ class Adapter:
 
     def _put(self, method: Method, place: Place, delta: Delta) -> None:
         layer = place.layer
-        if not isinstance(getattr(layer, "deltas", None), Deltas):
-            layer.deltas = Deltas()
+        deltas = getattr(layer, "deltas", None)
+        if not isinstance(deltas, Deltas):
+            layer.deltas = deltas = Deltas()
             if method.site == "layer":
-                layer.deltas.handle = layer.register_forward_hook(run_deltas)
-        layer.deltas.add_module(self._key(method), delta)
+                deltas.handle = layer.register_forward_hook(run_deltas)
+        deltas.add_module(self._key(method), delta)
         if place.source is not None:
-            delta.tap = Tap()
-            delta.tap_handle = self.model.get_submodule(place.source).register_forward_pre_hook(delta.tap)
+            delta.tap = Tap(self.model.get_submodule(place.source))
 
     def _wire(self) -> None:
         """Install the attention function and the virtual tokens that the adapters on the model need, or remove them."""
@@ -217,7 +219,9 @@ class Adapter:
             raise ValueError(f"The state does not fit {self!r}: {_difference(parameters, state)}.")
         for name, parameter in parameters.items():
             if parameter.shape != state[name].shape:
-                raise ValueError(f"{name} is {tuple(state[name].shape)} in the state, {tuple(parameter.shape)} in the adapter.")
+                raise ValueError(
+                    f"{name} is {tuple(state[name].shape)} in the state, {tuple(parameter.shape)} in the adapter."
+                )
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(state[name])
@@ -238,8 +242,8 @@ class Adapter:
         if idle:
             raise RuntimeError(
                 f"{len(idle)} deltas of adapter {self.name!r} got no gradient: {', '.join(idle[:5])}"
-                f"{', ...' if len(idle) > 5 else ''}. Their layers are never called in this model's forward, or lie below "
-                "a cut in the graph. Choose other targets."
+                f"{', ...' if len(idle) > 5 else ''}. Their layers are never called in this model's forward, or lie "
+                "below a cut in the graph. Choose other targets."
             )
         if not self.places[0] and all(parameter.grad is None for parameter in self.parameters()):
             raise RuntimeError(f"Nothing that adapter {self.name!r} trains got a gradient.")
@@ -300,11 +304,13 @@ class Adapter:
         Raises:
             ValueError: one of its techniques is not an update of a weight; nothing is changed then.
         """
-        fixed = [m.title for m, built in zip(self.methods, self.deltas, strict=True) if built and not mergeable(built[0])]
+        fixed = [
+            m.title for m, built in zip(self.methods, self.deltas, strict=True) if built and not mergeable(built[0])
+        ]
         if fixed:
             raise ValueError(
-                f"{' and '.join(fixed)} cannot be merged into the weights: it adds computation, not an update of a weight. "
-                "Keep the adapter attached."
+                f"{' and '.join(fixed)} cannot be merged into the weights: it adds computation, not an update of a "
+                "weight. Keep the adapter attached."
             )
         self.activate()
         for found, built in zip(self.places, self.deltas, strict=True):
@@ -318,12 +324,14 @@ class Adapter:
     def _remove(self) -> None:
         for method, found, built in zip(self.methods, self.places, self.deltas, strict=True):
             for place, delta in zip(found, built, strict=True):
-                del place.layer.deltas._modules[self._key(method)]  # type: ignore[union-attr]
+                deltas = place.layer.deltas
+                assert isinstance(deltas, Deltas)
+                del deltas._modules[self._key(method)]
                 if delta.tap is not None:
-                    delta.tap_handle.remove()  # type: ignore[operator,union-attr]
-                if not list(place.layer.deltas.children()):  # type: ignore[union-attr,operator]
-                    if place.layer.deltas.handle is not None:  # type: ignore[union-attr]
-                        place.layer.deltas.handle.remove()  # type: ignore[union-attr,operator]
+                    delta.tap.handle.remove()
+                if not list(deltas.children()):
+                    if deltas.handle is not None:
+                        deltas.handle.remove()
                     del place.layer.deltas
         del adapters(self.model)[self.name]
         self._wire()
@@ -342,8 +350,8 @@ class Adapter:
     ) -> None:
         """Write the adapter to the folder `path`, as inference needs it (reparameterizations are folded away).
 
-        The folder holds `adapter.json` and `adapter.safetensors`; it appears whole or not at all, and takes the place of
-        one that was there.
+        The folder holds `adapter.json` and `adapter.safetensors`; it appears whole or not at all, and takes the place
+        of one that was there.
 
         Args:
             path: the folder.
@@ -358,12 +366,6 @@ class Adapter:
         where = f"{places} place{'s' * (places != 1)}, " if places else ""
         share = self.trainable / self.total
         return f"{title} {self.name!r}: {where}{self.trainable:,} trainable of {self.total / 1e6:.1f} M ({share:.2%})"
-
-
-class Deltas(nn.Module):
-    """The deltas of one layer, in the order in which they act; a child's name is ADAPTER:TECHNIQUE."""
-
-    handle: Any = None
 
 
 def run_deltas(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
@@ -389,7 +391,8 @@ def load(model: PreTrainedModel, path: str | Path, *, name: str | None = None, c
         check_base: whether the model's weights must be those that it was trained on.
 
     Raises:
-        UserError: the folder is damaged, incomplete, not an adapter, or an adapter for another model; the model is as it was.
+        UserError: the folder is damaged, incomplete, not an adapter, or an adapter for another model; the model is as
+        it was.
     """
     saved = storage.read(model, Path(path), check_base=check_base)
     _check_name(model, name or saved.name)
@@ -399,7 +402,8 @@ def load(model: PreTrainedModel, path: str | Path, *, name: str | None = None, c
 def _check_name(model: nn.Module, name: str) -> None:
     if not NAME.fullmatch(name):
         raise ValueError(
-            f"name={name!r} is not an adapter's name: 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit."
+            f"name={name!r} is not an adapter's name: 1 to 64 letters, digits, '.', '_' or '-', the "
+            "first a letter or digit."
         )
     if name in adapters(model):
         raise ValueError(f"The model has an adapter {name!r} already. Choose another name, or detach that one first.")

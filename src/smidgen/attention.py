@@ -1,8 +1,8 @@
 """Deltas in attention: learned keys and values joined to a layer's own before the kernel runs.
 
-transformers lets a model's attention be any registered function. Ours stands in front of the model's own kernel and adds
-the active deltas' keys and values, which every query may attend to. Nothing goes through the cache, so that every cache
-class, beam search and gradient checkpointing work as they do without a prefix.
+transformers lets a model's attention be any registered function. Ours stands in front of the model's own kernel and
+adds the active deltas' keys and values, which every query may attend to. Nothing goes through the cache, so that
+every cache class, beam search and gradient checkpointing work as they do without a prefix.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from smidgen.delta import Delta
+from smidgen.delta import Delta, Deltas
 from smidgen.targets import Place, choose_blocks
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ def install(model: PreTrainedModel) -> None:
         return
     if not model._can_set_attn_implementation():
         raise ValueError(
-            f"{type(model).__name__} computes its attention by itself (it does not use transformers' AttentionInterface), "
-            "so that no prefix can be joined to its keys and values. Prompt tuning, LoRA and adapters work on it."
+            f"{type(model).__name__} computes its attention by itself (it does not use transformers' "
+            "AttentionInterface), so that no prefix can be joined to its keys and values. Prompt tuning, LoRA and "
+            "adapters work on it."
         )
     if kernel not in KERNELS:
         raise ValueError(
@@ -92,7 +93,8 @@ def attend(
         prefix_key, prefix_value = delta(key.shape[0])
         if attention_mask is None and kernel == "sdpa" and _is_causal(module, query, arguments):
             key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]  # an empty static cache is longer
-            attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=key.device).tril()[None, None]
+            attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=key.device).tril()
+            attention_mask = attention_mask[None, None]
         attention_mask = _widen(attention_mask, prefix_key.shape[2])
         if arguments.get("position_bias") is not None:
             arguments["position_bias"] = nn.functional.pad(arguments["position_bias"], (prefix_key.shape[2], 0))
@@ -104,7 +106,9 @@ def attend(
 def active_deltas(module: nn.Module) -> list[Delta]:
     """The deltas that act on this module now, in their order."""
     deltas = getattr(module, "deltas", None)
-    return [delta for delta in deltas.children() if delta.active] if isinstance(deltas, nn.Module) else []
+    if not isinstance(deltas, Deltas):
+        return []
+    return [delta for delta in deltas.children() if isinstance(delta, Delta) and delta.active]
 
 
 def _is_causal(module: nn.Module, query: Tensor, arguments: dict[str, Any]) -> bool:
@@ -140,7 +144,7 @@ def find(model: PreTrainedModel, layers: str = "all") -> list[Place]:
     """
     names = {module: name for name, module in model.named_modules()}
     inside = tuple(f"{block}." for block in choose_blocks(model, layers))
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     places = [
         Place(names[module], module, (key.shape[1], key.shape[3]))
         for module, key, _ in watch(model, tokens)
@@ -152,7 +156,7 @@ def find(model: PreTrainedModel, layers: str = "all") -> list[Place]:
 
 
 def watch(model: PreTrainedModel, tokens: Tensor) -> list[tuple[nn.Module, Tensor, Tensor]]:
-    """Run the model on `tokens` (1, length): every attention that ran, with its keys and values (1, heads, length, size)."""
+    """Run the model on `tokens` (1, length): each attention that ran, its keys and values (1, heads, length, size)."""
     before = model.config._attn_implementation
     install(model)
     training = model.training
@@ -170,8 +174,8 @@ def watch(model: PreTrainedModel, tokens: Tensor) -> list[tuple[nn.Module, Tenso
 @contextlib.contextmanager
 def _watching() -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
     global _seen
-    _seen = seen = []
+    _seen = []
     try:
-        yield seen
+        yield _seen
     finally:
         _seen = None

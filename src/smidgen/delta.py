@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,16 +41,24 @@ class Delta(nn.Module):
         return dict(self.state_dict())
 
 
+class Deltas(nn.Module):
+    """The deltas of one layer, in the order in which they act; a child's name is ADAPTER:TECHNIQUE."""
+
+    handle: RemovableHandle | None = None
+
+
 class Tap:
     """Remembers what went into an earlier layer of a sublayer, for a delta at its end.
 
     A forward pre-hook. The tensor is let go of when the delta takes it, so that nothing is kept beyond one pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         self.inputs: tuple[Any, ...] | None = None
+        self.handle = layer.register_forward_pre_hook(self)
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Remember the layer's positional arguments."""
         self.inputs = inputs
 
     def take(self) -> tuple[Any, ...]:
@@ -146,7 +155,7 @@ def check_positive(technique: str, field: str, value: float) -> None:
 
 
 def add_to_weight(weight: nn.Parameter, update: Tensor) -> None:
-    """weight += update, summed in fp32 at least, so that merging rounds once."""
+    """Weight += update, summed in fp32 at least, so that merging rounds once."""
     wide = torch.promote_types(weight.dtype, torch.float32)
     with torch.no_grad():
         weight.copy_((weight.to(wide) + update.to(wide)).to(weight.dtype))

@@ -50,7 +50,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full, or `path` is a file; what was at `path` is still whole.
     """
-    path = Path(os.path.abspath(path))
+    path = path.absolute()
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, and a folder is to be written there. Name another folder, or remove it.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path} is missing.") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}. It was changed or cut short after it was written.") from None
+        raise UserError(
+            f"{path} is not valid JSON: {error}. It was changed or cut short after it was written."
+        ) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -28,9 +28,9 @@ def features(layer: nn.Module) -> tuple[int, int]:
     Raises:
         TypeError: the layer is not linear.
     """
-    if is_conv1d(layer):
-        inside, outside = layer.weight.shape  # type: ignore[union-attr,misc]
-        return int(inside), int(outside)  # type: ignore[has-type]
+    if is_conv1d(layer) and isinstance(layer.weight, Tensor):
+        inside, outside = layer.weight.shape
+        return int(inside), int(outside)
     if is_linear(layer):
         return int(layer.in_features), int(layer.out_features)  # type: ignore[arg-type]
     raise TypeError(f"{type(layer).__name__} is not a linear layer.")

@@ -8,7 +8,7 @@ from torch import nn
 
 
 class OwnParameters:
-    """Swaps an adapter's versions of some of the model's parameters in and out, as objects: no value is ever copied twice.
+    """Swaps an adapter's versions of some of the model's parameters in and out, as objects, without copying values.
 
     Args:
         model: the model that the parameters belong to.
@@ -47,7 +47,7 @@ def head_names(model: nn.Module) -> list[str]:
     if base is model:
         return []
     if callable(getattr(model, "get_output_embeddings", None)):
-        output = model.get_output_embeddings()
+        output = model.get_output_embeddings()  # type: ignore[operator]
     return [
         f"{child}.{name}"
         for child, module in model.named_children()

@@ -2,11 +2,11 @@
 
 A prompt's virtual tokens are real positions of the sequence: a hook on the model's forward inserts placeholder ids (and
 the matching mask, labels and token types), and a hook on the input embedding puts the learned rows in their place. The
-outputs are cut back to the text, so that batches and logits stay the text's own. `generate` inserts the placeholders once,
-before it starts, so that every cache class, beam search and assisted decoding see an ordinary longer prompt.
+outputs are cut back to the text, so that batches and logits stay the text's own. `generate` inserts the placeholders
+once, before it starts, so that every cache class, beam search and assisted decoding see an ordinary longer prompt.
 
-A prefix (keys and values in attention) inserts nothing, but occupies positions: the text's own start after it, as in the
-paper and in peft.
+A prefix (keys and values in attention) inserts nothing, but occupies positions: the text's own start after it, as in
+the paper and in peft.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class VirtualTokens:
             self.embedding.register_forward_hook(self.embed),
         ]
         if hasattr(model, "generate"):
-            model.generate = Generate(model, self)
+            vars(model)["generate"] = Generate(model, self)
 
     def remove(self, model: PreTrainedModel) -> None:
         """Take the hooks off again."""
         for handle in self._handles:
             handle.remove()
         if isinstance(vars(model).get("generate"), Generate):
-            del model.generate
+            del vars(model)["generate"]
 
     def prompts(self) -> list[Delta]:
         """The active prompt deltas, in their order in the text."""
@@ -92,8 +92,9 @@ class VirtualTokens:
         if self._limit is not None and length > self._limit:
             virtual = count + occupied
             raise ValueError(
-                f"The text has {length - virtual} tokens and the adapter {virtual} virtual ones: more than the {self._limit} "
-                f"positions of {type(model).__name__}. Shorten the text to {self._limit - virtual} tokens."
+                f"The text has {length - virtual} tokens and the adapter {virtual} virtual ones: more than the "
+                f"{self._limit} positions of {type(model).__name__}. Shorten the text to "
+                f"{self._limit - virtual} tokens."
             )
         return (), inputs
 
@@ -109,7 +110,9 @@ class VirtualTokens:
                 inputs["token_type_ids"] = insert(inputs["token_type_ids"], start, count, 0)
         if inputs.get("attention_mask") is not None:
             if inputs["attention_mask"].dim() != 2:
-                raise ValueError("A prompt needs an attention_mask of shape (batch, length), got one that is already expanded.")
+                raise ValueError(
+                    "A prompt needs an attention_mask of shape (batch, length), got one that is already expanded."
+                )
             inputs["attention_mask"] = insert(inputs["attention_mask"], start, count, 1)
         if inputs.get("position_ids") is not None:
             positions = inputs["position_ids"]
@@ -159,14 +162,16 @@ class Generate:
         self.tokens = tokens
 
     def __call__(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """As `model.generate`, with ids in `inputs` or `input_ids`; the result holds the text's ids and the new ones."""
+        """As `model.generate`, with ids in `inputs` or `input_ids`; gives the text's ids and the new ones."""
         count, start = self.tokens.count(), self.tokens.start()
-        generate = type(self.model).generate
+        generate: Any = type(self.model).generate  # type: ignore[attr-defined]
         if not count:
             return generate(self.model, inputs, **kwargs)
         ids = kwargs.pop("input_ids", inputs)
         if ids is None or "inputs_embeds" in kwargs:
-            raise ValueError("A prompt needs input_ids to generate from; inputs_embeds do not say where the text starts.")
+            raise ValueError(
+                "A prompt needs input_ids to generate from; inputs_embeds do not say where the text starts."
+            )
         mask = kwargs.pop("attention_mask", None)
         if mask is None:
             mask = _guessed_mask(self.model, ids)
@@ -203,7 +208,7 @@ def cut(rows: Tensor, columns: slice) -> Tensor:
 
 def placeholder(model: PreTrainedModel) -> int:
     """An id that no model treats specially: neither padding nor an end of text."""
-    special: set[int] = set()
+    special: set[int | None] = set()
     for name in ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id"):
         value = getattr(model.config, name, None)
         special.update(value if isinstance(value, list) else [value])

@@ -1,7 +1,8 @@
 """An adapter as a folder: `adapter.json`, which says everything, and `adapter.safetensors`, the numbers.
 
-Writing is atomic and durable. Reading is strict and closed: whatever is missing, unknown, of another shape, not finite or
-not of its recorded SHA-256 is an error before the model is touched; nothing in a file names code, a pattern or an address.
+Writing is atomic and durable. Reading is strict and closed: whatever is missing, unknown, of another shape, not
+finite or not of its recorded SHA-256 is an error before the model is touched; nothing in a file names code, a pattern
+or an address.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Seque
             "metrics": dict(metrics),
             "sha256": {TENSORS: files.sha256(folder / TENSORS)},
         }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+        (folder / MANIFEST).write_text(
+            json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
+        )
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -118,7 +121,9 @@ def read(model: PreTrainedModel, path: Path, *, check_base: bool = True) -> Save
     """
     manifest = read_manifest(path)
     if files.sha256(path / TENSORS) != manifest["sha256"].get(TENSORS):
-        raise UserError(f"{path / TENSORS} was changed or cut short after it was saved (its SHA-256 differs). Copy it again.")
+        raise UserError(
+            f"{path / TENSORS} was changed or cut short after it was saved (its SHA-256 differs). Copy it again."
+        )
     try:
         methods, places = _methods(model, manifest["techniques"])
         own = [str(name) for name in manifest["own"]]

@@ -1,4 +1,4 @@
-"""Which layers a technique touches: by role, by name pattern, by layer range; what matched, and errors that say what would."""
+"""Which layers a technique touches: by role, by name pattern, by layer range; what matched, and what would."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Place:
 
 
 def find(model: PreTrainedModel, targets: str | Sequence[str] | None, layers: str = "all") -> list[Place]:
-    """The places that `targets` names inside the blocks that `layers` names.
+    r"""The places that `targets` names inside the blocks that `layers` names.
 
     Args:
         model: the model to look through.
         targets: roles (see `ROLES`) and name patterns, one or several. A pattern is a regular expression that must
-            match a module's whole name or a dotted end of it: "query" or r"layer\\.0\\..*query".
+            match a module's whole name or a dotted end of it: "query" or r"layer\.0\..*query".
         layers: "all", "first:N", "last:N", "FROM-TO" (both included), or numbers: "0,5,11".
 
     Raises:
@@ -74,7 +74,9 @@ def embedding(model: PreTrainedModel) -> Place:
     layer = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is layer)
     if not isinstance(layer, nn.Embedding):
-        raise ValueError(f"{type(model).__name__}'s input embedding is a {type(layer).__name__}; prompts need an Embedding.")
+        raise ValueError(
+            f"{type(model).__name__}'s input embedding is a {type(layer).__name__}; prompts need an Embedding."
+        )
     return Place(name, layer, (layer.num_embeddings, layer.embedding_dim))
 
 
@@ -97,7 +99,9 @@ def choose_blocks(model: nn.Module, layers: str) -> list[str]:
     """The names of the blocks that `layers` names, counted in each stack by itself."""
     stacks = blocks(model)
     if not stacks:
-        raise ValueError(f"{type(model).__name__} has no list of transformer blocks, so that roles cannot be found in it.")
+        raise ValueError(
+            f"{type(model).__name__} has no list of transformer blocks, so that roles cannot be found in it."
+        )
     return [stack[index] for stack in stacks for index in _indices(layers, len(stack))]
 
 
@@ -134,7 +138,9 @@ def _by_role(model: nn.Module, role: str, chosen: Sequence[str]) -> list[Place]:
         if role in ("attention-sublayer", "sublayers"):
             parts = dict.fromkeys(_attention_part(name, block) for name in attention)
             for part in parts:
-                found += _sublayer({name: layer for name, layer in attention.items() if _attention_part(name, block) == part})
+                found += _sublayer(
+                    {name: layer for name, layer in attention.items() if _attention_part(name, block) == part}
+                )
         if role in ("feed-forward-sublayer", "sublayers"):
             found += _sublayer(feed_forward)
         if role == "blocks":
@@ -152,7 +158,7 @@ def _attention_part(name: str, block: str) -> str:
 
 
 def _sublayer(linears: dict[str, nn.Module]) -> list[Place]:
-    """The sublayer that these linear layers form: it ends at the last one that gives the size that the first one takes."""
+    """The sublayer of these linear layers: it ends at the last one that gives the size that the first one takes."""
     if not linears:
         return []
     source = next(iter(linears))
@@ -165,7 +171,9 @@ def _by_pattern(model: nn.Module, pattern: str, chosen: Sequence[str], layers: s
     try:
         expression = re.compile(rf"(?:.*\.)?(?:{pattern})")
     except re.error as error:
-        raise ValueError(f"targets={pattern!r} is neither a role ({', '.join(ROLES)}) nor a pattern: {error}.") from None
+        raise ValueError(
+            f"targets={pattern!r} is neither a role ({', '.join(ROLES)}) nor a pattern: {error}."
+        ) from None
     inside = tuple(f"{block}." for block in chosen)
     return [
         Place(name, layer, features(layer))

@@ -147,7 +147,9 @@ def test_gradient_checkpointing_changes_no_gradient(method: Method, model: PreTr
     disturb(adapter)
     model.eval()
     model(**batch).loss.backward()
-    expected = {name: parameter.grad.clone() for name, parameter in adapter.named_parameters() if parameter.grad is not None}
+    expected = {
+        name: parameter.grad.clone() for name, parameter in adapter.named_parameters() if parameter.grad is not None
+    }
     model.zero_grad()
     model.activation_checkpointing_enable()
     model.train()
@@ -161,7 +163,9 @@ def test_gradient_checkpointing_changes_no_gradient(method: Method, model: PreTr
     found = {name: parameter.grad for name, parameter in adapter.named_parameters() if parameter.grad is not None}
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], gradient, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_overfits_a_small_batch(method: Method, model: PreTrainedModel, batch: Batch) -> None:

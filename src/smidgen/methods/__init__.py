@@ -13,6 +13,19 @@ from smidgen.methods.pfeiffer import Pfeiffer
 from smidgen.methods.prefix_tuning import PrefixTuning
 from smidgen.methods.prompt_tuning import PromptTuning
 
+__all__ = [
+    "METHODS",
+    "FullFineTuning",
+    "HeadOnly",
+    "Houlsby",
+    "LoRA",
+    "PTuning",
+    "Parallel",
+    "Pfeiffer",
+    "PrefixTuning",
+    "PromptTuning",
+]
+
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,12 @@ from torch.nn import functional
 
 from smidgen.delta import Delta, cast, check_positive, check_share
 
-NONLINEARITIES = {"relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu, "tanh": torch.tanh}
+NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+}
 
 
 def check_bottleneck(title: str, *, size: float, scale: float, nonlinearity: str, dropout: float) -> None:
@@ -51,7 +57,7 @@ class BottleneckDelta(Delta):
         self.dropout = dropout
 
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """output and result: (..., width); inputs, used only with a tap: one (..., width)."""
+        """Output and result: (..., width); inputs, used only with a tap: one (..., width)."""
         x = output if self.tap is None else inputs[0]
         low = functional.linear(x, cast(self.down.weight, x), cast(self.down.bias, x))
         low = functional.dropout(NONLINEARITIES[self.nonlinearity](low), self.dropout, self.training)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from smidgen.delta import Method
 from smidgen.targets import Place
@@ -24,7 +24,7 @@ class FullFineTuning(Method):
     name = "full"
     title = "Full fine-tuning"
     paper = "the baseline"
-    learning_rates = {"encoder": 1e-4, "decoder": 3e-5}
+    learning_rates: ClassVar = {"encoder": 1e-4, "decoder": 3e-5}
 
     keep_base: bool = False
 

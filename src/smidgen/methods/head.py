@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from smidgen.delta import Method
 from smidgen.own import head_names
@@ -20,7 +20,7 @@ class HeadOnly(Method):
     name = "head"
     title = "Head only"
     paper = "the baseline"
-    learning_rates = {"encoder": 1e-2, "decoder": 1e-3}
+    learning_rates: ClassVar = {"encoder": 1e-2, "decoder": 1e-3}
 
     def places(self, model: PreTrainedModel) -> list[Place]:
         """No places: there are no deltas."""
@@ -34,5 +34,7 @@ class HeadOnly(Method):
         """
         names = head_names(model)
         if not names:
-            raise ValueError(f"{type(model).__name__} has no task head, so that head-only training would train nothing.")
+            raise ValueError(
+                f"{type(model).__name__} has no task head, so that head-only training would train nothing."
+            )
         return names

@@ -1,15 +1,15 @@
 """Parameter-Efficient Transfer Learning for NLP. Houlsby et al., 2019, arXiv:1902.00751.
 
-A bottleneck with a residual after each attention and each feed-forward network, on the sublayer's output before it joins
-the residual stream (figure 2): h + up(gelu(down(h))). The layer norms are trained as well (section 2.1). Where we differ:
-in models with dropout on the sublayer's output the paper's adapter comes after that dropout, ours before it, so that it
-can be put on any architecture; at inference the two are the same.
+A bottleneck with a residual after each attention and each feed-forward network, on the sublayer's output before it
+joins the residual stream (figure 2): h + up(gelu(down(h))). The layer norms are trained as well (section 2.1). Where
+we differ: in models with dropout on the sublayer's output the paper's adapter comes after that dropout, ours before
+it, so that it can be put on any architecture; at inference the two are the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from smidgen.delta import Method
 from smidgen.methods.bottleneck import BottleneckDelta, check_bottleneck
@@ -38,7 +38,7 @@ class Houlsby(Method):
     name = "houlsby"
     title = "Houlsby adapter"
     paper = "arXiv:1902.00751"
-    learning_rates = {"encoder": 1e-3, "decoder": 3e-4}
+    learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 3e-4}
 
     size: int = 64
     nonlinearity: str = "gelu"

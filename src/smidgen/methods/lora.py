@@ -1,15 +1,15 @@
 """LoRA: Low-Rank Adaptation of Large Language Models. Hu et al., 2021, arXiv:2106.09685.
 
-A targeted layer's output W x becomes W x + (alpha / rank) B A x (section 4.1, equation 3). A is random and B zero, so that
-training starts from the base model. Where we differ: the paper adapts the attention's query and value weights; we adapt
-every linear layer of every block, which later work and our sweeps found better at the same size.
+A targeted layer's output W x becomes W x + (alpha / rank) B A x (section 4.1, equation 3). A is random and B zero, so
+that training starts from the base model. Where we differ: the paper adapts the attention's query and value weights;
+we adapt every linear layer of every block, which later work and our sweeps found better at the same size.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class LoRA(Method):
     name = "lora"
     title = "LoRA"
     paper = "arXiv:2106.09685"
-    learning_rates = {"encoder": 1e-3, "decoder": 3e-4}
+    learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 3e-4}
 
     rank: int = 8
     alpha: float = 16.0
@@ -54,7 +54,9 @@ class LoRA(Method):
     def build(self, place: Place) -> LoRADelta:
         """The delta for one linear layer."""
         if self.rank > min(place.shape):
-            raise ValueError(f"LoRA's rank {self.rank} is above the size of {place.name}, {min(place.shape)}. Lower it.")
+            raise ValueError(
+                f"LoRA's rank {self.rank} is above the size of {place.name}, {min(place.shape)}. Lower it."
+            )
         return LoRADelta(*place.shape, self)
 
 
@@ -70,7 +72,7 @@ class LoRADelta(Delta):
         self.dropout = method.dropout
 
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """inputs: one (..., in); output and result: (..., out)."""
+        """Inputs: one (..., in); output and result: (..., out)."""
         x = inputs[0]
         if self.dropout and self.training:
             x = functional.dropout(x, self.dropout)

@@ -1,21 +1,21 @@
 """GPT Understands, Too. Liu et al., 2021, arXiv:2103.10385.
 
-P-tuning: a soft prompt whose rows are made by a small prompt encoder, an LSTM or an MLP, so that they depend on each other
-(section 3.2); only its result is saved. Where we differ: the paper trains the model as well in part of its experiments and
-puts virtual tokens between the words of a template; here the model is frozen and they stand together.
+P-tuning: a soft prompt whose rows are made by a small prompt encoder, an LSTM or an MLP, so that they depend on each
+other (section 3.2); only its result is saved. Where we differ: the paper trains the model as well in part of its
+experiments and puts virtual tokens between the words of a template; here the model is frozen and they stand together.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from smidgen.delta import Delta, Method, check_positive
-from smidgen.methods.prompt_tuning import PromptDelta, check_placement, prompt_column
+from smidgen.methods.prompt_tuning import PromptDelta, check_placement, embedding_table, prompt_column, root_mean_square
 from smidgen.targets import Place
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class PTuning(Method):
     title = "P-tuning"
     paper = "arXiv:2103.10385"
     site = "embedding"
-    learning_rates = {"encoder": 1e-3, "decoder": 1e-3}
+    learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 1e-3}
 
     length: int = 20
     encoder: str | None = "mlp"
@@ -73,12 +73,11 @@ class PTuning(Method):
         self, model: PreTrainedModel, deltas: Sequence[Delta], tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
         """Scale the encoder's last layer so that its first rows have the size of the model's embedding rows."""
-        size = float(model.get_input_embeddings().weight.float().pow(2).mean().sqrt())
         for delta in deltas:
             if isinstance(delta, EncodedPromptDelta):
-                ratio = size / float(delta().pow(2).mean().sqrt())
-                delta.head[-1].weight.mul_(ratio)  # type: ignore[operator,union-attr]
-                delta.head[-1].bias.mul_(ratio)  # type: ignore[operator,union-attr]
+                ratio = root_mean_square(embedding_table(model)) / root_mean_square(delta())
+                for parameter in delta.head[-1].parameters():
+                    parameter.mul_(ratio)
 
     def folded(self) -> PTuning:
         """Without the encoder: its result is what is kept."""

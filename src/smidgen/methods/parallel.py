@@ -1,13 +1,14 @@
 """Towards a Unified View of Parameter-Efficient Transfer Learning. He et al., 2022, arXiv:2110.04366.
 
 The scaled parallel adapter: beside the feed-forward network, not after it, with the same input (section 4.4, table 5):
-FFN(x) + s · up(relu(down(x))). `up` starts at zero, as LoRA's B does (section 4.5), so that training starts from the base
-model. With scale 1 it is the paper's plain parallel adapter.
+FFN(x) + s · up(relu(down(x))). `up` starts at zero, as LoRA's B does (section 4.5), so that training starts from the
+base model. With scale 1 it is the paper's plain parallel adapter.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from smidgen.delta import Method
 from smidgen.methods.bottleneck import BottleneckDelta, check_bottleneck
@@ -33,7 +34,7 @@ class Parallel(Method):
     name = "parallel"
     title = "Parallel adapter"
     paper = "arXiv:2110.04366"
-    learning_rates = {"encoder": 1e-3, "decoder": 2e-4}
+    learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 2e-4}
 
     size: int = 64
     scale: float = 4.0
@@ -43,11 +44,13 @@ class Parallel(Method):
     layers: str = "all"
 
     def __post_init__(self) -> None:
-        check_bottleneck(self.title, size=self.size, scale=self.scale, nonlinearity=self.nonlinearity, dropout=self.dropout)
+        check_bottleneck(
+            self.title, size=self.size, scale=self.scale, nonlinearity=self.nonlinearity, dropout=self.dropout
+        )
         if "sublayer" not in self.targets:
             raise ValueError(
-                f"{self.title}'s targets must be whole sublayers, which have a start and an end: feed-forward-sublayer, "
-                f"attention-sublayer or sublayers, got {self.targets!r}."
+                f"{self.title}'s targets must be whole sublayers, which have a start and an end: feed-forward-"
+                f"sublayer, attention-sublayer or sublayers, got {self.targets!r}."
             )
 
     def build(self, place: Place) -> BottleneckDelta:

@@ -8,6 +8,7 @@ models the block ends at its residual, and that is where the adapter sits.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from smidgen.delta import Method, check_positive
 from smidgen.methods.bottleneck import BottleneckDelta, check_bottleneck
@@ -32,7 +33,7 @@ class Pfeiffer(Method):
     title = "Pfeiffer adapter"
     paper = "arXiv:2005.00247"
     targets = "blocks"
-    learning_rates = {"encoder": 1e-3, "decoder": 2e-4}
+    learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 2e-4}
 
     reduction: int = 16
     nonlinearity: str = "relu"

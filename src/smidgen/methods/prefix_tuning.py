@@ -1,23 +1,23 @@
 """Prefix-Tuning: Optimizing Continuous Prompts for Generation. Li and Liang, 2021, arXiv:2101.00190.
 
 Every attention gets learned keys and values before those of the text, at positions that the text's own follow. They are
-trained through a reparameterization, P = MLP(P') with a smaller P' (section 4.3), since training them directly is unstable;
-what is saved is P alone. Where we differ: without the MLP (`hidden_size=None`) they may start from the keys and values of
-real tokens, the initialization that the paper found best for little data (section 7.4).
+trained through a reparameterization, P = MLP(P') with a smaller P' (section 4.3), since training them directly is
+unstable; what is saved is P alone. Where we differ: without the MLP (`hidden_size=None`) they may start from the keys
+and values of real tokens, the initialization that the paper found best for little data (section 7.4).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from smidgen import attention
 from smidgen.delta import Delta, Method, check_positive
-from smidgen.methods.prompt_tuning import check_start, starting_tokens
+from smidgen.methods.prompt_tuning import check_start, embedding_table, starting_tokens
 from smidgen.targets import Place
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class PrefixTuning(Method):
 
     Args:
         length: how many virtual tokens; each takes a position from the text.
-        hidden_size: width of the reparameterizing MLP's hidden layer (section 4.3; 512 in the paper), or None to train the
+        hidden_size: width of the reparameterizing MLP's hidden layer (section 4.3; 512 in the paper), or None to
+        train the
             keys and values themselves.
         start: "random", "vocabulary" or "text": real tokens' keys and values to start from, without the MLP.
         text: the text to start from, repeated or cut to `length` tokens.
@@ -44,7 +45,7 @@ class PrefixTuning(Method):
     title = "Prefix tuning"
     paper = "arXiv:2101.00190"
     site = "attention"
-    learning_rates = {"encoder": 3e-3, "decoder": 5e-3}
+    learning_rates: ClassVar = {"encoder": 3e-3, "decoder": 5e-3}
 
     length: int = 16
     hidden_size: int | None = None
@@ -59,8 +60,9 @@ class PrefixTuning(Method):
             check_positive(self.title, "hidden_size", self.hidden_size)
             if self.start != "random":
                 raise ValueError(
-                    f"{self.title}'s start={self.start!r} sets keys and values themselves, and hidden_size={self.hidden_size} "
-                    "makes them by an MLP. Use start='random' with the MLP, or hidden_size=None without it."
+                    f"{self.title}'s start={self.start!r} sets keys and values themselves, and "
+                    f"hidden_size={self.hidden_size} makes them by an MLP. Use start='random' with the MLP, or "
+                    "hidden_size=None without it."
                 )
 
     @property
@@ -72,7 +74,7 @@ class PrefixTuning(Method):
         """The deltas for all attentions; with an MLP, they share its input and its hidden layer."""
         if self.hidden_size is None:
             return [PrefixDelta(self.length, *place.shape) for place in places]
-        width = model.get_input_embeddings().weight.shape[1]
+        width = embedding_table(model).shape[1]
         trunk = PrefixTrunk(self.length, width, self.hidden_size)
         return [ReparameterizedPrefixDelta(trunk, self.hidden_size, *place.shape) for place in places]
 
@@ -85,8 +87,9 @@ class PrefixTuning(Method):
         tokens = starting_tokens(self.title, model, self.start, self.text, self.length, tokenizer)
         seen = {layer: (keys, values) for layer, keys, values in attention.watch(model, tokens[None])}
         for place, delta in zip(self.places(model), deltas, strict=True):
+            assert isinstance(delta, PrefixDelta)
             keys, values = seen[place.layer]
-            delta.keys_values.copy_(torch.stack([keys[0], values[0]]).transpose(1, 2))  # type: ignore[operator,union-attr]
+            delta.keys_values.copy_(torch.stack([keys[0], values[0]]).transpose(1, 2))
 
     def folded(self) -> PrefixTuning:
         """Without the MLP: its result is what is kept."""

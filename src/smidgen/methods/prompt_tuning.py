@@ -2,15 +2,15 @@
 
 A few learned rows of the input embedding stand before the text; everything else is frozen (section 2). They start at
 random, at sampled vocabulary rows or at a text's rows (section 3.2). Where we differ: random rows have the size of the
-model's own embedding rows instead of [-0.5, 0.5], which fits T5 alone; and on encoders they stand after the first token,
-so that the one that the classifier reads stays first.
+model's own embedding rows instead of [-0.5, 0.5], which fits T5 alone; and on encoders they stand after the first
+token, so that the one that the classifier reads stays first.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class PromptTuning(Method):
     title = "Prompt tuning"
     paper = "arXiv:2104.08691"
     site = "embedding"
-    learning_rates = {"encoder": 5e-3, "decoder": 1e-2}
+    learning_rates: ClassVar = {"encoder": 5e-3, "decoder": 1e-2}
 
     length: int = 20
     start: str = "vocabulary"
@@ -71,13 +71,14 @@ class PromptTuning(Method):
         self, model: PreTrainedModel, deltas: Sequence[Delta], tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
         """Set the rows by `start`."""
-        rows: Tensor = model.get_input_embeddings().weight
+        table = embedding_table(model)
         for delta in deltas:
+            assert isinstance(delta, PromptDelta)
             if self.start == "random":
-                delta.rows.normal_(std=float(rows.float().pow(2).mean().sqrt()))  # type: ignore[operator,union-attr]
+                delta.rows.normal_(std=root_mean_square(table))
             else:
                 tokens = starting_tokens(self.title, model, self.start, self.text, self.length, tokenizer)
-                delta.rows.copy_(rows[tokens])  # type: ignore[operator,union-attr]
+                delta.rows.copy_(table[tokens])
 
 
 class PromptDelta(Delta):
@@ -105,6 +106,18 @@ def prompt_column(model: PreTrainedModel, placement: str) -> int:
     return int(placement == "after-first" or (placement == "auto" and not is_causal(model)))
 
 
+def embedding_table(model: PreTrainedModel) -> Tensor:
+    """The rows of the input embedding, (vocabulary, hidden size)."""
+    table = model.get_input_embeddings().weight
+    assert isinstance(table, Tensor)
+    return table
+
+
+def root_mean_square(values: Tensor) -> float:
+    """The size of a typical number among `values`."""
+    return float(values.float().pow(2).mean().sqrt())
+
+
 def starting_tokens(
     title: str,
     model: PreTrainedModel,
@@ -118,11 +131,13 @@ def starting_tokens(
     Raises:
         ValueError: a text needs a tokenizer, or has no token.
     """
-    table = model.get_input_embeddings().weight
+    table = embedding_table(model)
     if start == "vocabulary":
         return torch.randint(table.shape[0], (length,), device=table.device)
     if tokenizer is None:
-        raise ValueError(f"{title} starts from a text and needs the tokenizer: attach(model, ..., tokenizer=tokenizer).")
+        raise ValueError(
+            f"{title} starts from a text and needs the tokenizer: attach(model, ..., tokenizer=tokenizer)."
+        )
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise ValueError(f"{title}'s text={text!r} has no token to start from.")
@@ -134,7 +149,9 @@ def check_start(title: str, start: str, text: str | None) -> None:
     if start not in STARTS:
         raise ValueError(f"{title}'s start must be one of {', '.join(STARTS)}, got {start!r}.")
     if (start == "text") != (text is not None):
-        raise ValueError(f"{title}'s text goes with start='text' and only with it; got start={start!r} and text={text!r}.")
+        raise ValueError(
+            f"{title}'s text goes with start='text' and only with it; got start={start!r} and text={text!r}."
+        )
 
 
 def check_placement(title: str, placement: str) -> None:

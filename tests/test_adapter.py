@@ -1,0 +1,252 @@
+"""The handle: counts, guards, several techniques and several adapters on one model."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import smidgen
+from smidgen import HeadOnly, Houlsby, LoRA, Parallel, Pfeiffer, PrefixTuning, PromptTuning, attach
+from smidgen.own import head_names
+from tests.conftest import LABELS, build, make_batch
+from tests.methods.test_contract import disturb, logits
+
+
+def test_the_public_names_are_exactly_all() -> None:
+    assert sorted(smidgen.__all__) == sorted(set(smidgen.__all__))
+    assert all(getattr(smidgen, name) is not None for name in smidgen.__all__)
+    assert set(dir(smidgen)) == {*smidgen.__all__, "__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        smidgen.nothing  # noqa: B018
+
+
+def test_importing_loads_neither_torch_nor_transformers() -> None:
+    code = "import sys, smidgen; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_counts_and_repr_are_the_paper_s() -> None:
+    model = build("bert")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    adapter = attach(model, LoRA(rank=2, targets="query|value"), name="sst2")
+    lora = 3 * 2 * 2 * (32 + 32)  # layers x (query, value) x rank x (in + out)
+    head = 32 * LABELS + LABELS
+    assert adapter.trainable == lora + head
+    assert adapter.total == total + lora
+    assert repr(adapter).startswith(f"LoRA 'sst2': 6 places, {lora + head:,} trainable of ")
+
+
+def test_heads_are_found_by_structure() -> None:
+    assert head_names(build("bert")) == ["classifier.weight", "classifier.bias"]
+    assert {name.split(".")[0] for name in head_names(build("distilbert"))} == {"pre_classifier", "classifier"}
+    assert head_names(build("llama-classifier")) == ["score.weight"]
+    assert head_names(build("llama")) == []
+    assert head_names(transformers.BertForMaskedLM(build("bert").config)) == []
+
+
+def test_head_only_refuses_a_model_without_a_head() -> None:
+    with pytest.raises(ValueError, match="no task head"):
+        attach(build("llama"), HeadOnly())
+
+
+def test_also_train_adds_the_model_s_own() -> None:
+    adapter = attach(build("bert"), LoRA(rank=2), also_train="pooler.*")
+    assert {"bert.pooler.dense.weight", "bert.pooler.dense.bias"} <= {name for name, _ in adapter.named_parameters()}
+    with pytest.raises(ValueError, match="also_train='poler' matches no parameter"):
+        attach(build("bert"), LoRA(rank=2), also_train="poler")
+
+
+def test_a_list_of_techniques_is_one_adapter() -> None:
+    model, batch = build("bert"), make_batch("bert")
+    before = logits(model, batch)
+    adapter = attach(model, [LoRA(rank=2), Houlsby(size=4), PrefixTuning(length=2), PromptTuning(length=3)])
+    disturb(adapter)
+    model(**batch).loss.backward()
+    adapter.check_gradients()
+    assert adapter.virtual_tokens == 5
+    adapter.detach()
+    assert torch.equal(logits(model, batch), before)
+
+
+def test_two_equal_techniques_must_not_meet() -> None:
+    with pytest.raises(ValueError, match="Two LoRA techniques of one adapter meet at"):
+        attach(build("bert"), [LoRA(rank=2), LoRA(rank=4, targets="query")])
+    model = build("bert")
+    assert attach(model, [LoRA(rank=2, targets="query"), LoRA(rank=4, targets="value")]).trainable > 0
+
+
+def test_a_new_adapter_silences_the_others_and_leaves_them_whole() -> None:
+    model, batch = build("bert"), make_batch("bert")
+    base = logits(model, batch)
+    first = attach(model, LoRA(rank=2), name="first")
+    disturb(first)
+    answer = logits(model, batch)
+    state = first.state()
+    second = attach(model, Pfeiffer(), name="second")
+    assert not first.active
+    disturb(second)
+    assert all(torch.equal(value, state[name]) for name, value in first.state().items())
+    second.deactivate()
+    assert torch.equal(logits(model, batch), base)
+    first.activate()
+    assert torch.equal(logits(model, batch), answer)
+    first.detach()
+    second.detach()
+    assert torch.equal(logits(model, batch), base)
+
+
+def test_only_the_last_adapter_trains() -> None:
+    model = build("bert")
+    first = attach(model, LoRA(rank=2), name="first")
+    second = attach(model, LoRA(rank=2), name="second")
+    assert all(parameter.requires_grad for parameter in second.parameters())
+    trained = {id(parameter) for parameter in second.parameters()}
+    assert {id(parameter) for parameter in model.parameters() if parameter.requires_grad} == trained
+    assert not trained & {id(parameter) for parameter in first.parameters()}
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "-x", "x" * 65, "a/b"])
+def test_a_malformed_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="not an adapter's name"):
+        attach(build("bert"), LoRA(rank=2), name=name)
+
+
+def test_a_taken_name_is_refused() -> None:
+    model = build("bert")
+    attach(model, LoRA(rank=2), name="keys")  # and a name of ModuleDict's own is no trouble
+    with pytest.raises(ValueError, match="already"):
+        attach(model, LoRA(rank=2), name="keys")
+
+
+class Bypass(nn.Module):
+    """Uses a layer's weight without calling the layer, as fused kernels do."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.layer.weight, self.layer.bias)
+
+
+def test_a_delta_that_is_never_called_is_named() -> None:
+    model = build("bert")
+    attention = model.bert.encoder.layer[1].attention.self
+    attention.query = Bypass(attention.query)
+    adapter = attach(model, LoRA(rank=2))
+    model(**make_batch("bert")).loss.backward()
+    with pytest.raises(RuntimeError, match=r"1 deltas .* no gradient: bert.encoder.layer.1.attention.self.query.layer"):
+        adapter.check_gradients()
+
+
+def test_a_rank_above_the_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="rank 33 is above the size of"):
+        attach(build("bert"), LoRA(rank=33))
+
+
+def test_full_fine_tuning_without_its_base_says_so() -> None:
+    adapter = attach(build("bert"), smidgen.FullFineTuning())
+    with pytest.raises(RuntimeError, match="keep_base=False"):
+        adapter.detach()
+
+
+def test_tied_weights_stay_tied() -> None:
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=20,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            tie_word_embeddings=True,
+        )
+    )
+    adapter = attach(model, smidgen.FullFineTuning(keep_base=True))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    disturb(adapter)
+    with adapter.disabled():
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+    adapter.detach()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_the_text_s_own_columns_come_back() -> None:
+    model, batch = build("bert"), make_batch("bert")
+    attach(model, PromptTuning(length=4))
+    output = model(**batch, output_hidden_states=True)
+    assert all(hidden.shape[1] == batch["input_ids"].shape[1] for hidden in output.hidden_states)
+
+
+def test_a_prompt_on_an_encoder_stands_after_the_first_token() -> None:
+    model, batch = build("bert"), make_batch("bert")
+    attach(model, PromptTuning(length=2, start="vocabulary"))
+    rows = model.bert.embeddings.word_embeddings.deltas.get_submodule("default:prompt-tuning").rows
+    with torch.no_grad():
+        rows.copy_(model.bert.embeddings.word_embeddings.weight[[7, 8]])
+    answer = logits(model, batch)
+    plain = build("bert")
+    ids = batch["input_ids"]
+    typed = torch.cat([ids[:, :1], torch.tensor([[7, 8]]).expand(len(ids), -1), ids[:, 1:]], dim=1)
+    mask = torch.cat(
+        [batch["attention_mask"][:, :1], torch.ones(len(ids), 2, dtype=torch.long), batch["attention_mask"][:, 1:]], 1
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(answer, plain(input_ids=typed, attention_mask=mask).logits)
+
+
+def test_a_text_too_long_for_the_positions_says_by_how_much() -> None:
+    model = build("bert")
+    attach(model, PromptTuning(length=10))
+    batch = make_batch("bert", length=31)
+    with pytest.raises(ValueError, match="Shorten the text to 30 tokens"):
+        model(**batch)
+
+
+def test_an_attention_that_takes_no_prefix_says_so() -> None:
+    model = transformers.LlamaForCausalLM(build("llama").config)
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(ValueError, match="'flash_attention_2' cannot take a prefix"):
+        attach(model, PrefixTuning())
+    model.config._attn_implementation_internal = "eager"
+    assert attach(model, PrefixTuning()).virtual_tokens == 16
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
+def test_a_prefix_gives_the_same_through_both_kernels(architecture: str) -> None:
+    batch, answers = make_batch(architecture), []
+    for kernel in ("sdpa", "eager"):
+        model = build(architecture)
+        model.set_attn_implementation(kernel)
+        torch.manual_seed(3)
+        disturb(attach(model, PrefixTuning(length=3)))
+        real = batch["attention_mask"].bool()
+        answer = logits(model, batch)
+        answers.append(answer[real] if answer.dim() == 3 else answer)
+    torch.testing.assert_close(*answers, atol=1e-5, rtol=1e-5)
+
+
+def test_a_bfloat16_base_keeps_fp32_deltas() -> None:
+    model = build("bert").to(torch.bfloat16)
+    methods = [LoRA(rank=2), Parallel(size=4), PrefixTuning(length=2), PromptTuning(length=2)]
+    adapter = attach(model, methods)
+    deltas = [p for n, p in adapter.named_parameters() if n not in adapter.own_names]
+    assert {parameter.dtype for parameter in deltas} == {torch.float32}
+    model(**make_batch("bert")).loss.backward()
+    adapter.check_gradients()
+
+
+def test_a_model_with_an_adapter_can_be_pickled_and_compiled() -> None:
+    model, batch = build("bert"), make_batch("bert")
+    disturb(attach(model, [LoRA(rank=2), Parallel(size=4)]))
+    expected = logits(model, batch)
+    assert torch.equal(logits(pickle.loads(pickle.dumps(model)), batch), expected)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(logits(compiled, batch), expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,227 @@
+"""Saving is whole or nothing; loading refuses whatever is not exactly what was saved, and leaves the model as it
+was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from smidgen import HeadOnly, Houlsby, LoRA, PrefixTuning, PTuning, UserError, attach, files, load
+from tests.conftest import build, make_batch
+from tests.methods.test_contract import disturb, logits
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model = build("bert")
+    adapter = attach(model, LoRA(rank=2), name="task")
+    disturb(adapter)
+    adapter.save(tmp_path / "saved", metrics={"accuracy": 0.75}, labels=["a", "b", "c"])
+    return tmp_path / "saved"
+
+
+def rewrite(folder: Path, change: Callable[[dict], None]) -> None:
+    manifest = json.loads((folder / "adapter.json").read_text())
+    change(manifest)
+    (folder / "adapter.json").write_text(json.dumps(manifest))
+
+
+def retensor(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(folder / "adapter.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "adapter.safetensors")
+    rewrite(
+        folder,
+        lambda manifest: manifest["sha256"].update(
+            {"adapter.safetensors": files.sha256(folder / "adapter.safetensors")}
+        ),
+    )
+
+
+def refused(folder: Path, match: str, architecture: str = "bert") -> None:
+    model = build(architecture)
+    before = model.state_dict()
+    with pytest.raises(UserError, match=match):
+        load(model, folder)
+    assert list(model.state_dict()) == list(before)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_labels_and_metrics_come_back(saved: Path) -> None:
+    model = build("bert")
+    load(model, saved)
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert json.loads((saved / "adapter.json").read_text())["metrics"] == {"accuracy": 0.75}
+
+
+def test_the_manifest_names_every_place(saved: Path) -> None:
+    entry = json.loads((saved / "adapter.json").read_text())["techniques"][0]
+    assert entry["technique"] == "lora"
+    assert len(entry["places"]) == 3 * 6
+    assert {"name": "bert.encoder.layer.0.attention.self.query", "source": None} in entry["places"]
+
+
+@pytest.mark.parametrize("method", [PrefixTuning(length=4, hidden_size=16, start="random"), PTuning(length=4)])
+def test_a_reparameterization_is_folded_away(method: PrefixTuning | PTuning, tmp_path: Path) -> None:
+    adapter = attach(build("llama"), method)
+    adapter.save(tmp_path / "saved")
+    stored = sum(tensor.numel() for tensor in load_file(tmp_path / "saved" / "adapter.safetensors").values())
+    assert stored == (4 * 2 * 16 * 3 if isinstance(method, PrefixTuning) else 4 * 32)
+    assert stored < adapter.trainable
+
+
+def test_files_are_readable_by_others(saved: Path) -> None:
+    assert (saved / "adapter.safetensors").stat().st_mode & 0o044 == 0o044
+    assert sorted(path.name for path in saved.iterdir()) == ["adapter.json", "adapter.safetensors"]
+
+
+def test_saving_again_takes_the_old_one_s_place(saved: Path) -> None:
+    model = build("bert")
+    adapter = load(model, saved)
+    disturb(adapter)
+    expected = logits(model, make_batch("bert"))
+    adapter.save(saved)
+    again = build("bert")
+    load(again, saved)
+    assert torch.equal(logits(again, make_batch("bert")), expected)
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+
+
+def test_a_failed_save_leaves_the_old_adapter(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = load(build("bert"), saved)
+    before = files.sha256(saved / "adapter.safetensors")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("smidgen.files._sync", full)
+    with pytest.raises(UserError, match="No space is left"):
+        adapter.save(saved)
+    assert files.sha256(saved / "adapter.safetensors") == before
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+
+
+def test_a_file_in_the_way_is_not_replaced(saved: Path) -> None:
+    (saved.parent / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        load(build("bert"), saved).save(saved.parent / "file")
+    assert (saved.parent / "file").read_text() == "mine"
+
+
+def test_another_model_is_refused(saved: Path) -> None:
+    refused(saved, "place 'bert.encoder.layer.0.attention.self.query'", "roberta")
+    model = build("bert")
+    with torch.no_grad():
+        model.bert.encoder.layer[0].intermediate.dense.weight.mul_(2)
+    with pytest.raises(UserError, match="other weights"):
+        load(model, saved)
+    assert load(model, saved, check_base=False).name == "task"
+
+
+def test_the_base_in_bfloat16_is_the_same_base(saved: Path) -> None:
+    assert load(build("bert").to(torch.bfloat16), saved).name == "task"
+
+
+def test_other_weights_are_found_with_an_adapter_on_the_model(saved: Path) -> None:
+    model = build("bert")
+    first = attach(model, HeadOnly(), name="first")
+    disturb(first)
+    assert load(model, saved).active
+
+
+@pytest.mark.parametrize("size", [0, 10, 1000])
+def test_a_file_cut_short_is_refused(saved: Path, size: int) -> None:
+    data = (saved / "adapter.safetensors").read_bytes()
+    (saved / "adapter.safetensors").write_bytes(data[:size])
+    refused(saved, "cut short")
+
+
+def test_every_flipped_bit_is_found(saved: Path) -> None:
+    data = bytearray((saved / "adapter.safetensors").read_bytes())
+    for position in range(0, len(data), len(data) // 20):
+        data[position] ^= 1
+        (saved / "adapter.safetensors").write_bytes(data)
+        refused(saved, "SHA-256")
+        data[position] ^= 1
+
+
+def test_a_missing_file_or_folder_is_named(saved: Path) -> None:
+    refused(saved.parent / "nowhere", "not a folder")
+    shutil.copytree(saved, saved.parent / "half")
+    (saved.parent / "half" / "adapter.safetensors").unlink()
+    refused(saved.parent / "half", "has no adapter.safetensors")
+
+
+def test_a_link_out_of_the_folder_is_refused(saved: Path) -> None:
+    (saved / "adapter.safetensors").rename(saved.parent / "elsewhere")
+    (saved / "adapter.safetensors").symlink_to(saved.parent / "elsewhere")
+    refused(saved, "is a link")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda m: m.update(extra=1), "must have exactly the keys"),
+        (lambda m: m.pop("own"), "got .*'name', 'sha256'"),
+        (lambda m: m.update(format=99), "format 99"),
+        (lambda m: m["techniques"][0].update(technique="nonsense"), "technique 'nonsense' is not known"),
+        (lambda m: m["techniques"][0]["fields"].update(rank=0), "rank must be at least 1"),
+        (lambda m: m["techniques"][0]["fields"].update(rank=10**9), "above the size"),
+        (lambda m: m["techniques"][0]["fields"].update(rank=3), "in the file"),
+        (lambda m: m["techniques"][0]["fields"].update(unknown=3), "has the fields"),
+        (lambda m: m["techniques"][0]["places"].pop(), "unknown tensors"),
+        (lambda m: m["own"].append("bert.nothing"), "which the model does not have"),
+        (lambda m: m["own"].remove("classifier.bias"), "other weights"),
+    ],
+)
+def test_a_changed_manifest_is_refused(saved: Path, change: Callable[[dict], None], match: str) -> None:
+    rewrite(saved, change)
+    refused(saved, match)
+
+
+def test_a_duplicate_key_is_refused(saved: Path) -> None:
+    text = (saved / "adapter.json").read_text()
+    (saved / "adapter.json").write_text('{"format": 1,' + text.lstrip()[1:])
+    refused(saved, "appears twice")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda t: t.update({"classifier.bias": torch.tensor([1.0, float("nan"), 0.0])}), "not finite"),
+        (lambda t: t.update({"classifier.bias": torch.zeros(3, dtype=torch.long)}), "not floating-point"),
+        (lambda t: t.update({"classifier.bias": torch.zeros(4)}), r"is \(4,\) in the file"),
+        (lambda t: t.update({"classifier.extra": torch.zeros(4)}), "unknown tensors"),
+        (lambda t: t.pop("classifier.bias"), "missing tensors"),
+    ],
+)
+def test_changed_tensors_are_refused(saved: Path, change: Callable[[dict], None], match: str) -> None:
+    retensor(saved, change)
+    refused(saved, match)
+
+
+def test_a_pattern_in_a_file_is_never_run(saved: Path) -> None:
+    rewrite(saved, lambda m: m["techniques"][0]["fields"].update(targets="(a+)+$" * 9))
+    assert load(build("bert"), saved).name == "task"
+
+
+def test_norms_and_heads_are_saved_with_the_deltas(tmp_path: Path) -> None:
+    adapter = attach(build("bert"), Houlsby(size=4))
+    adapter.save(tmp_path / "saved")
+    names = load_file(tmp_path / "saved" / "adapter.safetensors").keys()
+    assert {"classifier.weight", "bert.encoder.layer.0.output.LayerNorm.bias"} <= set(names)
+
+
+def test_a_new_name_can_be_given(saved: Path) -> None:
+    model = build("bert")
+    assert load(model, saved, name="other").name == "other"
+    with pytest.raises(ValueError, match="already"):
+        load(model, saved, name="other")
+    with pytest.raises(ValueError, match="not an adapter's name"):
+        load(model, saved, name="../up")
