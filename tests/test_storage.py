@@ -225,3 +225,11 @@ def test_a_new_name_can_be_given(saved: Path) -> None:
         load(model, saved, name="other")
     with pytest.raises(ValueError, match="not an adapter's name"):
         load(model, saved, name="../up")
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=2), Houlsby(size=4), PrefixTuning(length=4, hidden_size=16, start="random")])
+def test_the_size_on_disk_is_known_before(method: LoRA, tmp_path: Path) -> None:
+    adapter = attach(build("bert"), method)
+    adapter.save(tmp_path / "saved")
+    header = (tmp_path / "saved" / "adapter.safetensors").stat().st_size - adapter.disk_bytes
+    assert 0 < header < 10_000

@@ -204,6 +204,11 @@ class Adapter:
         """How many positions prompts and prefixes take from the text."""
         return sum(method.virtual_tokens for method in self.methods)
 
+    @property
+    def disk_bytes(self) -> int:
+        """How many bytes the numbers of the saved adapter take; its description adds some kilobytes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in storage.to_save(self).values())
+
     def state(self) -> dict[str, Tensor]:
         """Copies of everything that is trained, reparameterizations included, to go on from later."""
         return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}

@@ -74,6 +74,7 @@ def _stand_in_for_setuptools(archive: Archive, folder: Path) -> Path:
 
     pip keeps no source archive before a build backend has named its metadata; the real one would run its setup.py.
     """
+    dist_info = f"{archive.package.replace('-', '_')}-{archive.version}.dist-info"
     package = folder / "setuptools"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -82,7 +83,7 @@ def _stand_in_for_setuptools(archive: Archive, folder: Path) -> Path:
 import pathlib, shutil, sys
 
 def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
-    folder = pathlib.Path(metadata_directory, "{archive.package.replace("-", "_")}-{archive.version}.dist-info")
+    folder = pathlib.Path(metadata_directory, "{dist_info}")
     folder.mkdir()
     shutil.copyfile("PKG-INFO", folder / "METADATA")
     return folder.name

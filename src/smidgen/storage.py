@@ -52,14 +52,8 @@ def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Seque
 
     from smidgen import __version__
 
-    tensors: dict[str, Tensor] = {}
-    for method, places, deltas in zip(adapter.methods, adapter.places, adapter.deltas, strict=True):
-        for place, delta in zip(places, deltas, strict=True):
-            tensors.update({f"{place.name}.{method.name}.{name}": value for name, value in delta.folded().items()})
-    trained = dict(adapter.named_parameters())
-    own = [name for name in trained if name in adapter.own_names]
-    tensors.update({name: trained[name] for name in own})
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    own = [name for name, _ in adapter.named_parameters() if name in adapter.own_names]
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in to_save(adapter).items()}
     if labels is None and adapter.head_names:
         labels = [str(label) for _, label in sorted((adapter.model.config.id2label or {}).items())]
     with files.new_folder(path) as folder:
@@ -89,6 +83,15 @@ def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Seque
         (folder / MANIFEST).write_text(
             json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
         )
+
+
+def to_save(adapter: Adapter) -> dict[str, Tensor]:
+    """The tensors that a saved adapter holds: folded deltas, then the model's own parameters."""
+    tensors: dict[str, Tensor] = {}
+    for method, places, deltas in zip(adapter.methods, adapter.places, adapter.deltas, strict=True):
+        for place, delta in zip(places, deltas, strict=True):
+            tensors.update({f"{place.name}.{method.name}.{name}": value for name, value in delta.folded().items()})
+    return tensors | {name: value for name, value in adapter.named_parameters() if name in adapter.own_names}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

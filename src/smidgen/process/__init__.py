@@ -1,0 +1,15 @@
+"""The process around a technique, one step a file; each is a plain function that the command line calls too.
+
+    recipe      what to do: load_recipe(path, overrides) -> Recipe
+    data        the examples: load_data(config, task) -> TaskData
+    encoding    their tokens: encode(examples, task, tokenizer, max_length=..., template=...)
+    batches     which of them make up a step, on every process
+    plan        what would be trained, and what it would cost
+    train       one adapter, resumable bit for bit
+    evaluate    its scores on a split
+    predict     its answers to new rows
+    compare     all of it for several techniques
+
+Import a step from its module, `from smidgen.process.recipe import load_recipe`: this package imports nothing by itself,
+since most steps need torch.
+"""

@@ -1,0 +1,96 @@
+"""Which technique to use, in words that follow from the numbers of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from smidgen.report import numbers
+from smidgen.report.numbers import MINUS, Metric, metric_named
+
+MARGIN = 0.01
+"""What counts as as good as full fine-tuning: a point of accuracy, or 1 % of its loss."""
+
+Row = dict[str, Any]
+
+
+def advise(techniques: Sequence[Row], metric_name: str, baseline: str) -> tuple[str | None, str]:
+    """Choose a technique and say why.
+
+    The choice is the best-scoring one that is no full fine-tuning and, where full fine-tuning was measured, within a
+    point of it; whether the test rows can tell the two apart is said as well.
+
+    Args:
+        techniques: the `techniques` of compare.json, those that are done with their numbers.
+        metric_name: what `score` measures.
+        baseline: the name of full fine-tuning.
+
+    Returns:
+        The recommended technique's name, or None, and the advice in sentences.
+    """
+    metric = metric_named(metric_name)
+    done = [row for row in techniques if row["status"] == "done"]
+    full = next((row for row in done if row["name"] == baseline), None)
+    others = sorted((row for row in done if row is not full), key=lambda row: _badness(row, metric))
+    if not others:
+        return None, "No technique but full fine-tuning was measured." if full else "No technique was measured."
+    best = others[0]
+    if full is None:
+        return best["name"], (
+            f"{best['title']} scores best: {_scored(best, metric)}, training {numbers.percent(best['share'])} of the "
+            "parameters. Add `full` to the comparison to see what full fine-tuning would give."
+        )
+    within = [row for row in others if -_gain(row, metric) <= _margin(full, metric)]
+    if not within:
+        return None, (
+            f"No technique comes within {_margin_words(metric)} of full fine-tuning ({_scored(full, metric)}) in this "
+            f"budget. The nearest is {best['title']}: {_scored(best, metric)}, for {_cost(best)}. Train longer, or "
+            "raise its size, before giving it up."
+        )
+    chosen = within[0]
+    advice = f"Use {chosen['title']}: {_scored(chosen, metric)}, {_against(chosen, metric)}. It trains {_cost(chosen)}."
+    smallest = min(within, key=lambda row: (row["disk_bytes"], _badness(row, metric)))
+    if smallest["disk_bytes"] < chosen["disk_bytes"] / 2:
+        advice += (
+            f" The smallest within {_margin_words(metric)} of full fine-tuning is {smallest['title']}: "
+            f"{_scored(smallest, metric)}, {numbers.size(smallest['disk_bytes'])} a task."
+        )
+    return chosen["name"], advice
+
+
+def _gain(row: Row, metric: Metric) -> float:
+    """How much better than full fine-tuning."""
+    return float(-row["difference"] if metric.lower_is_better else row["difference"])
+
+
+def _badness(row: Row, metric: Metric) -> tuple[float, float]:
+    return (row["score"] if metric.lower_is_better else -row["score"]), row["trained"]
+
+
+def _margin(full: Row, metric: Metric) -> float:
+    return MARGIN if metric.percent else MARGIN * float(full["score"])
+
+
+def _margin_words(metric: Metric) -> str:
+    return "1 point" if metric.percent else "1 %"
+
+
+def _scored(row: Row, metric: Metric) -> str:
+    return f"{metric.title.lower()} {metric.score(row['score'])}{metric.unit}"
+
+
+def _against(row: Row, metric: Metric) -> str:
+    """The difference to full fine-tuning, and whether the test rows can tell the two apart."""
+    low, high = row["difference_low"], row["difference_high"]
+    words = metric.difference(row["difference"]).lstrip(f"+{MINUS}")
+    side = "above" if row["difference"] > 0 else "below"
+    said = "the same as full fine-tuning" if float(words) == 0 else f"{words} {side} full fine-tuning"
+    if low is None or high is None:
+        return said
+    apart = low > 0 or high < 0
+    told = "the test rows tell the two apart" if apart else "the test rows cannot tell the two apart"
+    return f"{said} (95 % interval {metric.difference_interval(low, high)}: {told})"
+
+
+def _cost(row: Row) -> str:
+    return f"{numbers.percent(row['share'])} of the parameters and takes {numbers.size(row['disk_bytes'])} a task"

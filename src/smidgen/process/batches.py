@@ -1,0 +1,122 @@
+"""Which rows make up a step, for every process, and the tensors made of them: pure functions, so that nothing is saved.
+
+A run that resumes needs its epoch and its position in it: `order` gives the same batches again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smidgen.process.encoding import IGNORED, Encoded
+
+LARGEST_WINDOW = 50
+"""Batches that are sorted by length together; more would leave less to chance."""
+
+
+def order(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """The rows of each step of an epoch, over all processes.
+
+    The rows are shuffled, sorted by length inside windows of many batches (a quarter of the epoch at most), and cut
+    into batches, which are shuffled in turn; so there is little padding, and rows meet others in every epoch.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows of a batch.
+        seed: of the run.
+        epoch: counted from 0; each has its own order.
+
+    Returns:
+        Batches of row indices. Each row occurs exactly once; a batch that is smaller than the others comes last.
+    """
+    rows = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+    window = batch_size * max(1, min(LARGEST_WINDOW, len(lengths) // batch_size // 4))
+    tokens = np.asarray(lengths)
+    batches: list[list[int]] = []
+    for start in range(0, len(rows), window):
+        near = rows[start : start + window]
+        near = near[np.argsort(-tokens[near], kind="stable")]
+        batches += [near[cut : cut + batch_size].tolist() for cut in range(0, len(near), batch_size)]
+    full = [batch for batch in batches if len(batch) == batch_size]
+    places = np.random.default_rng([seed, epoch, 1]).permutation(len(full))
+    return [full[place] for place in places] + [batch for batch in batches if len(batch) < batch_size]
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches for evaluation and prediction: the longest rows first, so that a lack of memory shows at once."""
+    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+def micro_batches(
+    batch: Sequence[int], *, process: int = 0, processes: int = 1, micro_batch_size: int | None = None
+) -> list[list[int]]:
+    """One process's part of a batch, in the pieces that it passes through the model one after the other.
+
+    Every process gets the same number of pieces, because FSDP's gathering and DDP's averaging wait for all of them.
+    A piece is empty where a process has no row left (a last batch of 3 rows on 4 processes). The process then
+    passes `idle` rows through the model, which have a length but no label, and so take part without a loss or a
+    gradient:
+
+        for piece in micro_batches(batch, process=rank, processes=world, micro_batch_size=size):
+            inputs = collate([data[row] for row in piece] or [idle(data[batch[-1]])], pad_id)
+            loss = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / labels_in_the_whole_batch
+
+    The sum over all pieces and processes is then the loss of the batch in one piece, whatever the number of processes;
+    a mean over each piece would weigh rows unequally, and be 0/0 for an idle one. DDP and FSDP average the gradients of
+    the processes: multiply the loss by their number. The tokens of idle rows are not the run's.
+
+    Args:
+        batch: the rows of one step, as `order` gives them.
+        process: this process's rank.
+        processes: how many there are.
+        micro_batch_size: the most rows in a piece; None: the process's part in one piece.
+
+    Returns:
+        Pieces of row indices. Over all processes each row of the batch occurs exactly once, and the processes' parts
+        differ by one row at most.
+    """
+    most = -(-len(batch) // processes)
+    size = micro_batch_size or most
+    mine = batch[process::processes]
+    return [list(mine[start : start + size]) for start in range(0, most, size)]
+
+
+def idle(row: Encoded) -> Encoded:
+    """The same tokens with nothing to learn from them."""
+    nothing = IGNORED if isinstance(row.labels, int) else [IGNORED] * len(row.labels)
+    return dataclasses.replace(row, labels=nothing)
+
+
+def collate(rows: Sequence[Encoded], pad_id: int, side: Literal["left", "right"] = "right") -> dict[str, Tensor]:
+    """Pads rows to the longest of them.
+
+    Args:
+        rows: at least one.
+        pad_id: the token in the padding; what it is does not matter, since the attention mask hides it.
+        side: where the padding goes: right for training, left for generation, which goes on at the right end.
+
+    Returns:
+        `input_ids` and `attention_mask`, int64 (rows, longest), and `labels`, int64: (rows,) for classes, (rows,
+        longest) for tokens, with IGNORED in the padding.
+    """
+    longest = max(len(row.input_ids) for row in rows)
+
+    def padded(lists: Sequence[list[int]], filler: int) -> Tensor:
+        pads = [[filler] * (longest - len(values)) for values in lists]
+        joined = zip(pads, lists, strict=True) if side == "left" else zip(lists, pads, strict=True)
+        return torch.tensor([first + second for first, second in joined], dtype=torch.int64)
+
+    classes = [row.labels for row in rows if isinstance(row.labels, int)]
+    return {
+        "input_ids": padded([row.input_ids for row in rows], pad_id),
+        "attention_mask": padded([[1] * len(row.input_ids) for row in rows], 0),
+        "labels": torch.tensor(classes, dtype=torch.int64)
+        if classes
+        else padded([row.labels for row in rows if not isinstance(row.labels, int)], IGNORED),
+    }

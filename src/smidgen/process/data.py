@@ -1,0 +1,186 @@
+"""The task's data: labelled examples in three splits, and what a user should know about them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from smidgen.errors import UserError
+from smidgen.process.problems import shown, unknown
+from smidgen.process.recipe import DataConfig, Task
+from smidgen.process.splits import normalize, set_aside
+from smidgen.process.tables import read_table
+
+Row = tuple[str, str]
+"""A text, and its label or answer."""
+
+LABELS_NAMED = 10
+"""How many labels a note names."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: in classification `label` is an index into the labels, in generation `answer` follows the text."""
+
+    text: str
+    label: int | None = None
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The data of one run.
+
+    Attributes:
+        labels: the classes, in the order of `Example.label`; none in generation.
+        notes: what a user should know about the data, in sentences.
+    """
+
+    task: Task
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    labels: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every example in its order, to notice on resuming that a file changed."""
+        digest = hashlib.sha256(json.dumps([self.task, self.labels]).encode())
+        for split in (self.train, self.validation, self.test):
+            digest.update(f"\n{len(split)}".encode())
+            for example in split:
+                digest.update(json.dumps([example.text, example.label, example.answer]).encode())
+        return digest.hexdigest()
+
+
+def load_data(config: DataConfig, task: Task) -> TaskData:
+    """Reads the splits, and makes those that are not given from the training rows.
+
+    A split that is made shares no text with another, is stratified by label, and depends on `config.seed` and the rows
+    alone, not on their order. In splits that are given, texts that training has as well are counted and noted.
+
+    Args:
+        config: where the rows are.
+        task: what their columns mean.
+
+    Raises:
+        UserError: a source is missing or unreadable, rows are bad, a split has a label that training lacks, there
+            is only one label, or there are too few rows to make a split of.
+    """
+    columns = (config.text, config.label if task == "classification" else config.answer)
+    sources = {"train": config.train, "validation": config.validation, "test": config.test}
+    splits: dict[str, list[Row]] = {}
+    notes: list[str] = []
+    for split, source in sources.items():
+        if source is not None:
+            table = read_table(source, columns, field=f"data.{split}", skip_bad=config.bad_rows == "skip")
+            splits[split] = [
+                (text, target.strip() if task == "classification" else target) for text, target in table.rows
+            ]
+            notes += table.notes
+    labels: tuple[str, ...] = ()
+    if task == "classification":
+        labels = _labels(splits)
+        notes += _conflicts(splits["train"])
+    notes += _overlaps(splits)
+    notes += _make_splits(splits, config, stratify=task == "classification")
+    number = {label: index for index, label in enumerate(labels)}
+    examples = {
+        split: [
+            Example(text, label=number[target]) if task == "classification" else Example(text, answer=target)
+            for text, target in rows
+        ]
+        for split, rows in splits.items()
+    }
+    return TaskData(task, examples["train"], examples["validation"], examples["test"], labels, tuple(notes))
+
+
+def _labels(splits: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:
+    """The labels of the training rows: by number if all are whole numbers, otherwise by name."""
+    labels = {label for _, label in splits["train"]}
+    if len(labels) == 1:
+        raise UserError(
+            f"Every row of data.train has the label {labels.pop()!r}. Classification needs two labels at least."
+        )
+    for split, rows in splits.items():
+        new = sorted({label for _, label in rows} - labels)
+        if new:
+            count = sum(label in new for _, label in rows)
+            raise UserError(
+                f"data.{split} has labels that data.train lacks, in {count} of its {len(rows)} rows: {_listed(new)}."
+                f"{unknown(new[0], sorted(labels))} Mend them, or add rows with them to data.train."
+            )
+    numbers = all(re.fullmatch("-?[0-9]+", label) for label in labels)
+    return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label)))
+
+
+def _conflicts(rows: Sequence[Row]) -> list[str]:
+    """A note on training texts that have several labels."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for text, label in rows:
+        found[normalize(text)].add(label)
+    conflicting = {text: labels for text, labels in found.items() if len(labels) > 1}
+    if not conflicting:
+        return []
+    text, labels = next(iter(conflicting.items()))
+    return [
+        f"data.train gives {_count(conflicting, 'text')} different labels in different rows, "
+        f"such as {shown(text)}: {_listed(sorted(labels))}."
+    ]
+
+
+def _overlaps(splits: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Notes on texts that occur in two of the given splits."""
+    texts = {split: {normalize(text) for text, _ in rows} for split, rows in splits.items()}
+    notes = []
+    for later, earlier in (("validation", "train"), ("test", "train"), ("test", "validation")):
+        shared = texts.get(later, set()) & texts.get(earlier, set())
+        if shared:
+            count = sum(normalize(text) in shared for text, _ in splits[later])
+            notes.append(
+                f"{count} of the {len(splits[later])} rows of data.{later} have a text that data.{earlier} has "
+                "as well: a score on them is no measure of new texts."
+            )
+    return notes
+
+
+def _make_splits(splits: dict[str, list[Row]], config: DataConfig, *, stratify: bool) -> list[str]:
+    """Moves training rows into the splits that are not there, and says so."""
+    whole = len(splits["train"])
+    shares = {"test": config.test_share, "validation": config.validation_share}
+    wanted = [split for split in shares if split not in splits]
+    for split in wanted:
+        train = splits["train"]
+        share = min(1.0, shares[split] * whole / len(train))  # of the rows that are left
+        texts, labels = [text for text, _ in train], [label if stratify else "" for _, label in train]
+        chosen = set(set_aside(texts, labels, share, seed=config.seed))
+        if not chosen:
+            each = " for any label" if stratify else ""
+            raise UserError(
+                f"data.train has {whole} rows, and not two different texts{each} to set a {split} split aside from. "
+                f"Add rows, or give a file as data.{split}."
+            )
+        splits[split] = [train[row] for row in sorted(chosen)]
+        splits["train"] = [row for index, row in enumerate(train) if index not in chosen]
+    if not wanted:
+        return []
+    sizes = " and ".join(f"data.{split} ({len(splits[split])} rows)" for split in wanted)
+    notes = [f"Set aside from the {whole} rows of data.train, with no text in two splits: {sizes}."]
+    unmeasured = sorted({label for _, label in splits["train"]} - {label for _, label in splits["test"]})
+    if stratify and "test" in wanted and unmeasured:
+        notes.append(f"Too rare to be in the test split: {_count(unmeasured, 'label')} ({_listed(unmeasured)}).")
+    return notes
+
+
+def _count(things: Iterable[object], name: str) -> str:
+    number = len(list(things))
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LABELS_NAMED} more" if len(names) > LABELS_NAMED else ""
+    return f"{', '.join(map(repr, names[:LABELS_NAMED]))}{more}"

@@ -1,0 +1,27 @@
+"""How much memory this process has taken: resident memory on a CPU, allocated memory on a GPU."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held at once since the process started."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in kilobytes, except on a Mac
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def used_memory(device: torch.device) -> int:
+    """The bytes held now; on a CPU without /proc, the most so far."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        return peak_memory(device)
+    return int(status.read_text().split()[1]) * resource.getpagesize()

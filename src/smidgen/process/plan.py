@@ -1,0 +1,194 @@
+"""What a run would train, and what it would cost, before it runs: parameter identification and subset selection, visible.
+
+Counts and the size on disk are exact. Memory and time are estimates from three steps that are really made and undone: the
+weights and the random state are as they were afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from smidgen import targets
+from smidgen.process.batches import collate, order
+from smidgen.process.encoding import Encoded
+from smidgen.process.memory import peak_memory, used_memory
+from smidgen.process.recipe import TrainingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from smidgen.adapter import Adapter
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What would be trained and what it would cost.
+
+    Attributes:
+        technique: its title, several joined by +.
+        options: the hyperparameters, a line a technique.
+        matched: which kinds of layers get deltas, in how many blocks, a line a kind.
+        own: which of the model's own parameters are trained, a line a kind.
+        trainable: how many numbers are trained.
+        frozen: how many are not.
+        disk_bytes: what the saved adapter takes.
+        virtual_tokens: positions that prompts and prefixes take from the text.
+        rows: training rows.
+        tokens: real tokens of an epoch.
+        steps: optimizer steps of the whole run.
+        memory_bytes: estimated peak memory of the process, or of the accelerator.
+        seconds: estimated time of all steps, without evaluation.
+    """
+
+    technique: str
+    options: list[str]
+    matched: list[str]
+    own: list[str]
+    trainable: int
+    frozen: int
+    disk_bytes: int
+    virtual_tokens: int
+    rows: int
+    tokens: int
+    steps: int
+    memory_bytes: int
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields, for plan.json and --json."""
+        return dataclasses.asdict(self)
+
+
+def make_plan(
+    model: PreTrainedModel, adapter: Adapter, rows: Sequence[Encoded], training: TrainingConfig, pad_id: int
+) -> Plan:
+    """Look at an attached adapter and try three of its steps.
+
+    Args:
+        model: the model, on the device that it would train on.
+        adapter: what would be trained.
+        rows: the training rows.
+        training: the budget.
+        pad_id: fills short rows.
+    """
+    lengths = [len(row.input_ids) for row in rows]
+    batches = order(lengths, training.batch_size, seed=training.seed, epoch=0)
+    steps = len(batches) * training.epochs
+    trial = try_steps(model, adapter, rows, batches, training, pad_id)
+    padded = sum(_padded(lengths, batch, adapter.virtual_tokens) for batch in batches)
+    whole = trial.seconds_per_token * padded * training.epochs
+    steps_made = min(steps, training.max_steps or steps)
+    return Plan(
+        technique=" + ".join(method.title for method in adapter.methods),
+        options=[f"{method.title}: {method.summary() or 'no options'}" for method in adapter.methods],
+        matched=[line for found in adapter.places for line in targets.report(model, found)],
+        own=_own_kinds(adapter),
+        trainable=adapter.trainable,
+        frozen=adapter.total - adapter.trainable,
+        disk_bytes=adapter.disk_bytes,
+        virtual_tokens=adapter.virtual_tokens,
+        rows=len(rows),
+        tokens=sum(lengths),
+        steps=steps_made,
+        memory_bytes=trial.memory_bytes,
+        seconds=whole * steps_made / steps,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What the tried steps showed."""
+
+    seconds_per_token: float
+    memory_bytes: int
+
+
+def try_steps(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    rows: Sequence[Encoded],
+    batches: Sequence[Sequence[int]],
+    training: TrainingConfig,
+    pad_id: int,
+) -> Trial:
+    """Make a step on the largest batch, counting what it keeps for backward, then two on a typical one, timed."""
+    size = training.micro_batch_size or training.batch_size
+    lengths = [len(row.input_ids) for row in rows]
+    pieces = sorted((batch[:size] for batch in batches), key=lambda piece: _padded(lengths, piece, 0))
+    largest, typical = pieces[-1], pieces[len(pieces) // 2]
+    with _undone(model, adapter):
+        optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.0)
+        before = used_memory(model.device)
+        with _counted() as saved:
+            _step(model, optimizer, _batch(model, rows, largest, pad_id))
+        state = 3 * sum(p.numel() * p.element_size() for p in adapter.parameters())  # gradient and AdamW's two moments
+        seconds = []
+        for _ in range(2):
+            started = time.perf_counter()
+            _step(model, optimizer, _batch(model, rows, typical, pad_id))
+            seconds.append(time.perf_counter() - started)
+        peak = max(peak_memory(model.device), before + state + saved.total())
+    return Trial(min(seconds) / _padded(lengths, typical, adapter.virtual_tokens), int(peak))
+
+
+def _padded(lengths: Sequence[int], batch: Sequence[int], more: int) -> int:
+    return len(batch) * (max(lengths[row] for row in batch) + more)
+
+
+def _batch(model: PreTrainedModel, rows: Sequence[Encoded], batch: Sequence[int], pad_id: int) -> dict[str, Tensor]:
+    return {name: value.to(model.device) for name, value in collate([rows[row] for row in batch], pad_id).items()}
+
+
+def _step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
+    model(**batch).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+@contextlib.contextmanager
+def _undone(model: PreTrainedModel, adapter: Adapter) -> Iterator[None]:
+    """Whatever is done inside leaves the weights, the mode, the gradients and the random state as they were."""
+    state, mode = adapter.state(), model.training
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        model.train()
+        try:
+            yield
+        finally:
+            adapter.load_state(state)
+            model.zero_grad(set_to_none=True)
+            model.train(mode)
+
+
+@contextlib.contextmanager
+def _counted() -> Iterator[Counter[int]]:
+    """Count the bytes that autograd keeps, each storage once; weights, which are there anyway, are left out."""
+    storages: Counter[int] = Counter()
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter) and not tensor.is_leaf:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield storages
+
+
+def _own_kinds(adapter: Adapter) -> list[str]:
+    """The model's own trained parameters, those of one kind in one line: "LayerNorm.weight in 12 places"."""
+    names = [name for name, _ in adapter.named_parameters() if name in adapter.own_names]
+    if len(names) > 40:
+        return [f"{len(names)} of the model's own parameters"]
+    kinds = Counter(".".join(part for part in name.split(".") if not part.isdigit()) for name in names)
+    return [f"{kind} in {count} places" if count > 1 else kind for kind, count in kinds.items()]

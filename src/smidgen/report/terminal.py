@@ -1,0 +1,128 @@
+"""What the command line prints: the plan, the scores of a run, the techniques, and a comparison while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from smidgen.report import numbers
+from smidgen.report.table import print_table
+
+if TYPE_CHECKING:
+    from smidgen.process.plan import Plan
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """The plan in lines: what is trained, what stays frozen, what it costs."""
+    total = plan.trainable + plan.frozen
+    yield f"[bold]{plan.technique}[/bold]"
+    for line in plan.options:
+        yield f"  {line}"
+    yield f"Trained  {numbers.count(plan.trainable)} of {numbers.count(total)} parameters ({plan.trainable / total:.2%})"
+    for line in (*plan.matched, *plan.own):
+        yield f"  {line}"
+    yield f"Frozen   {numbers.count(plan.frozen)} parameters"
+    if plan.virtual_tokens:
+        yield f"Text     each row gives {plan.virtual_tokens} positions to virtual tokens"
+    yield f"Data     {numbers.count(plan.rows)} rows, {numbers.count(plan.tokens)} tokens, {plan.steps} steps"
+    yield f"Disk     {numbers.size(plan.disk_bytes)} for the adapter"
+    yield f"Memory   about {numbers.size(plan.memory_bytes)} at the peak (estimated from a trial step)"
+    yield f"Time     about {numbers.duration(plan.seconds)} of training (estimated from a trial step)"
+
+
+def score_lines(scores: Mapping[str, Any]) -> Iterator[str | Table]:
+    """The scores of a run: the summary, every class, and the confusion matrix while it fits a terminal."""
+    if "accuracy" not in scores:
+        yield f"Loss {scores['loss']:.4f}   perplexity {scores['perplexity']:.2f}   " + (
+            f"exact match {100 * scores['exact_match']:.1f} %" if scores.get("exact_match") is not None else ""
+        )
+        return
+    yield f"Accuracy {100 * scores['accuracy']:.1f} %   macro-F1 {100 * scores['macro_f1']:.1f} %"
+    classes = scores["per_class"]
+    table = Table("Class", box=None, pad_edge=False)
+    for heading in ("Precision", "Recall", "F1", "Rows"):
+        table.add_column(heading, justify="right")
+    for entry in classes:
+        shares = [f"{100 * entry[name]:.1f}" for name in ("precision", "recall", "f1")]
+        table.add_row(entry["label"], *shares, str(entry["support"]))
+    yield table
+    if len(classes) <= 10:
+        confusion = Table("Class", *(f"as {entry['label']}" for entry in classes), box=None, pad_edge=False)
+        for entry, counts in zip(classes, scores["confusion"], strict=True):
+            confusion.add_row(entry["label"], *map(str, counts))
+        yield confusion
+
+
+def methods_json() -> list[dict[str, Any]]:
+    """The techniques with their options, for a program to read."""
+    from smidgen.methods import METHODS
+
+    return [
+        {
+            "name": name,
+            "title": method.title,
+            "paper": method.paper,
+            "about": (method.__doc__ or "").splitlines()[0],
+            "learning_rates": dict(method.learning_rates),
+            "options": {field.name: field.default for field in dataclasses.fields(method)},
+        }
+        for name, method in METHODS.items()
+    ]
+
+
+def methods_table() -> Table:
+    """The techniques for people."""
+    table = Table("Name", "What it learns", "Options", "Paper", show_lines=True)
+    for entry in methods_json():
+        options = ", ".join(f"{name}={value}" for name, value in entry["options"].items())
+        table.add_row(entry["name"], entry["about"], options or "none", entry["paper"])
+    return table
+
+
+@contextlib.contextmanager
+def live(console: Console) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Show a comparison while it runs: a table that is drawn anew on a terminal, a line a technique elsewhere."""
+    if not console.is_terminal:
+        told: set[str] = set()
+
+        def tell(comparison: Mapping[str, Any]) -> None:
+            for row in comparison["techniques"]:
+                if row["name"] not in told and row["status"] in ("done", "failed"):
+                    told.add(row["name"])
+                    console.print(_line(row, comparison["metric"]), highlight=False, soft_wrap=True)
+
+        yield tell
+        return
+    with Live(console=console, refresh_per_second=4, transient=False) as screen:
+        yield lambda comparison: screen.update(_screen(comparison))
+
+
+def _line(row: Mapping[str, Any], metric_name: str) -> str:
+    if row["status"] == "failed":
+        return f"{row['title']}: failed: {row['error']}"
+    metric = numbers.metric_named(metric_name)
+    score = f"{metric.title.lower()} {metric.score(row['score'])}{metric.unit}"
+    return f"{row['title']}: {score}, {numbers.percent(row['share'])} trained, {numbers.duration(row['seconds'])}"
+
+
+def _screen(comparison: Mapping[str, Any]) -> Table:
+    """The table, and under it what the running technique does now."""
+    table = print_table(comparison)
+    for row in comparison["techniques"]:
+        progress = row.get("progress") if row["status"] == "running" else None
+        if progress:
+            table.caption = f"{row['title']}: {_progress(progress)}"
+    return table
+
+
+def _progress(progress: Mapping[str, Any]) -> str:
+    parts = [f"epoch {progress['epoch']}", f"step {progress['step']}"]
+    if progress.get("loss") is not None:
+        parts.append(f"loss {progress['loss']:.3f}")
+    return ", ".join(parts)

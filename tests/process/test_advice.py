@@ -1,0 +1,80 @@
+"""The advice follows from the numbers, whichever way they fall."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from smidgen.process.advice import advise
+
+
+def row(name: str, score: float, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "title": name.title(),
+        "status": "done",
+        "score": score,
+        "difference": more.pop("difference", None),
+        "difference_low": more.pop("low", None),
+        "difference_high": more.pop("high", None),
+        "trained": more.pop("trained", 1000),
+        "share": 0.01,
+        "disk_bytes": more.pop("disk", 1_000_000),
+        **more,
+    }
+
+
+FULL = row("full", 0.90, disk=90_000_000)
+
+
+def test_the_best_within_a_point_is_recommended_with_its_difference_and_cost() -> None:
+    rows = [FULL, row("lora", 0.895, difference=-0.005, low=-0.02, high=0.01), row("head", 0.70, difference=-0.20)]
+    name, words = advise(rows, "accuracy", "full")
+    assert name == "lora"
+    assert "Use Lora: accuracy 89.5 %, 0.5 below full fine-tuning" in words
+    assert "cannot tell the two apart" in words
+    assert "1.0 % of the parameters and takes 1 MB a task" in words
+
+
+def test_a_difference_that_the_rows_show_is_said() -> None:
+    _, words = advise([FULL, row("lora", 0.92, difference=0.02, low=0.01, high=0.03)], "accuracy", "full")
+    assert "2.0 above full fine-tuning" in words
+    assert "tell the two apart" in words
+    assert "cannot" not in words
+
+
+def test_a_much_smaller_one_within_a_point_is_named_too() -> None:
+    rows = [FULL, row("lora", 0.90, difference=0.0), row("prompt", 0.893, difference=-0.007, disk=30_000)]
+    name, words = advise(rows, "accuracy", "full")
+    assert name == "lora"
+    assert "the same as full fine-tuning" in words
+    assert "The smallest within 1 point of full fine-tuning is Prompt: accuracy 89.3 %, 30 kB a task." in words
+
+
+def test_nothing_within_a_point_recommends_nothing() -> None:
+    name, words = advise([FULL, row("lora", 0.85, difference=-0.05)], "accuracy", "full")
+    assert name is None
+    assert "No technique comes within 1 point of full fine-tuning (accuracy 90.0 %)" in words
+    assert "The nearest is Lora" in words
+
+
+def test_a_loss_is_better_when_lower() -> None:
+    rows = [row("full", 2.0), row("lora", 1.9, difference=-0.1), row("head", 2.5, difference=0.5)]
+    name, words = advise(rows, "loss", "full")
+    assert name == "lora"
+    assert "loss 1.900, 0.100 below full fine-tuning" in words
+
+
+@pytest.mark.parametrize(
+    ("rows", "name", "words"),
+    [
+        ([row("lora", 0.8), row("head", 0.7)], "lora", "Add `full` to the comparison"),
+        ([FULL], None, "No technique but full fine-tuning was measured."),
+        ([{"name": "lora", "status": "failed"}], None, "No technique was measured."),
+    ],
+)
+def test_what_is_missing_is_said(rows: list[dict[str, Any]], name: str | None, words: str) -> None:
+    chosen, said = advise(rows, "accuracy", "full")
+    assert chosen == name
+    assert words in said

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smidgen.errors import UserError
+from smidgen.process.data import Example, TaskData, load_data
+from smidgen.process.recipe import DataConfig, Task
+from smidgen.process.splits import normalize
+
+Rows = list[tuple[str, str]]
+SPLITS = ("train", "validation", "test")
+
+
+def load(folder: Path, task: Task = "classification", **fields: Any) -> TaskData:
+    """Lists of rows are written to files first."""
+    names = ("text", "label" if task == "classification" else "answer")
+    for split in SPLITS:
+        if isinstance(fields.get(split), list):
+            lines = [",".join(f'"{value}"' for value in row) for row in [names, *fields[split]]]
+            (folder / f"{split}.csv").write_text("\n".join(lines), encoding="utf-8")
+            fields[split] = str(folder / f"{split}.csv")
+    return load_data(DataConfig(**fields), task)
+
+
+def refusal(folder: Path, **fields: Any) -> str:
+    with pytest.raises(UserError) as error:
+        load(folder, **fields)
+    return str(error.value)
+
+
+def rows(count: int, labels: str = "xy") -> Rows:
+    return [(f"text {row}", labels[row % len(labels)]) for row in range(count)]
+
+
+def test_given_splits_are_taken_as_they_are(tmp_path):
+    data = load(tmp_path, train=[("a", "y"), ("b", "x")], validation=[("c", "x")], test=[("d", "y")])
+    assert data.labels == ("x", "y")
+    assert data.train == [Example("a", label=1), Example("b", label=0)]
+    assert data.validation == [Example("c", label=0)]
+    assert data.test == [Example("d", label=1)]
+    assert data.notes == ()
+
+
+def test_missing_splits_are_made_without_duplicates_across_them(tmp_path):
+    data = load(tmp_path, train=rows(80) + [(f"TEXT  {row}", "xy"[row % 2]) for row in range(20)])
+    texts = [{normalize(example.text) for example in getattr(data, split)} for split in SPLITS]
+    assert sum(map(len, texts)) == len(set.union(*texts)) == 80
+    assert [len(getattr(data, split)) for split in SPLITS] == [80, 10, 10]
+    assert data.notes == (
+        "Set aside from the 100 rows of data.train, with no text in two splits: data.test (10 rows) "
+        "and data.validation (10 rows).",
+    )
+
+
+def test_made_splits_have_every_label_in_its_share(tmp_path):
+    data = load(tmp_path, train=rows(300, "xxxxyz"), validation_share=0.2)
+    for split, size in (("test", 30), ("validation", 60), ("train", 210)):
+        labels = [example.label for example in getattr(data, split)]
+        assert [labels.count(label) for label in range(3)] == [size * 4 // 6, size // 6, size // 6]
+
+
+def test_only_the_missing_split_is_made(tmp_path):
+    data = load(tmp_path, train=rows(50), test=[("new", "x")])
+    assert [len(getattr(data, split)) for split in SPLITS] == [45, 5, 1]
+
+
+def test_splits_depend_on_the_seed_and_not_on_the_order_of_the_file(tmp_path):
+    first, again, other = (
+        load(tmp_path, train=rows(60), seed=0),
+        load(tmp_path, train=rows(60)[::-1], seed=0),
+        load(tmp_path, train=rows(60), seed=1),
+    )
+    assert {example.text for example in first.test} == {example.text for example in again.test}
+    assert {example.text for example in first.test} != {example.text for example in other.test}
+
+
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [
+        (("10", "9", "-1"), ("-1", "9", "10")),
+        (("b", "A", "a"), ("A", "a", "b")),
+        (("10", "9", "x"), ("10", "9", "x")),
+        (("1", "01"), ("01", "1")),
+        ((" pos", "neg "), ("neg", "pos")),
+    ],
+)
+def test_labels_are_sorted_by_number_where_all_are_numbers_and_by_name_otherwise(tmp_path, labels, order):
+    given = [(f"{label} {row}", label) for label in labels for row in range(3)]
+    assert load(tmp_path, train=given, test=given, validation=given).labels == order
+
+
+def test_labels_of_different_files_are_the_same_text(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": "2"}')
+    data = load(tmp_path, train=[("c", "1"), ("d", "2")], test=str(tmp_path / "test.jsonl"), validation=[("e", "2 ")])
+    assert [example.label for example in data.test + data.validation] == [0, 1, 1]
+
+
+def test_a_label_that_training_never_saw_is_refused_and_named(tmp_path):
+    message = refusal(tmp_path, train=rows(20), test=[("a", "x"), ("b", "Y"), ("c", "Y")], validation=rows(2))
+    assert message.startswith("data.test has labels that data.train lacks, in 2 of its 3 rows: 'Y'. Did you mean 'y'?")
+
+
+def test_one_class_only_is_refused(tmp_path):
+    assert "Every row of data.train has the label 'x'" in refusal(tmp_path, train=rows(20, "x"))
+
+
+def test_too_few_rows_to_split_are_refused(tmp_path):
+    message = refusal(tmp_path, train=[("a", "x"), ("A", "x"), ("b", "y")])
+    assert message == (
+        "data.train has 3 rows, and not two different texts for any label to set a test split aside from. "
+        "Add rows, or give a file as data.test."
+    )
+
+
+def test_a_label_with_a_single_text_stays_in_training_and_is_noted(tmp_path):
+    data = load(tmp_path, train=[*rows(40), ("rare", "z"), ("rare", "z")])
+    assert [example.text for example in data.train if example.label == 2] == ["rare", "rare"]
+    assert data.notes[-1] == "Too rare to be in the test split: 1 label ('z')."
+
+
+def test_texts_with_different_labels_are_counted_and_stay_together(tmp_path):
+    data = load(tmp_path, train=[*rows(40), ("Twice", "x"), ("twice", "y")])
+    assert data.notes[0] == ("data.train gives 1 text different labels in different rows, such as 'twice': 'x', 'y'.")
+    assert sorted(sum(e.text.lower() == "twice" for e in getattr(data, split)) for split in SPLITS) == [0, 0, 2]
+
+
+def test_overlap_between_given_splits_is_counted_and_noted(tmp_path):
+    data = load(tmp_path, train=rows(20), validation=[("TEXT 3", "x"), ("v", "y")], test=[("v", "x"), ("text 3", "x")])
+    assert [note.split(":")[0] for note in data.notes] == [
+        "1 of the 2 rows of data.validation have a text that data.train has as well",
+        "1 of the 2 rows of data.test have a text that data.train has as well",
+        "2 of the 2 rows of data.test have a text that data.validation has as well",
+    ]
+
+
+def test_bad_rows_are_an_error_or_a_note(tmp_path):
+    given = [*rows(20), ("", "x")]
+    assert "line 22: empty text" in refusal(tmp_path, train=given)
+    data = load(tmp_path, train=given, bad_rows="skip")
+    assert "line 22: empty text" in data.notes[0]
+
+
+def test_a_missing_column_lists_those_that_are_there(tmp_path):
+    message = refusal(tmp_path, train=rows(4), label="lable")
+    assert "has no column 'lable'. Did you mean 'label'? Known: text, label." in message
+
+
+def test_generation_keeps_answers_and_has_no_labels(tmp_path):
+    given = [(f"question {row}", " the answer ") for row in range(30)]
+    data = load(tmp_path, "generation", train=given)
+    assert data.labels == ()
+    assert data.test[0].answer == " the answer "
+    assert [len(getattr(data, split)) for split in SPLITS] == [24, 3, 3]
+
+
+def test_one_question_with_several_answers_stays_on_one_side(tmp_path):
+    given = [(f"question {row // 5}", f"answer {row}") for row in range(100)]
+    data = load(tmp_path, "generation", train=given)
+    texts = [{example.text for example in getattr(data, split)} for split in SPLITS]
+    assert sum(map(len, texts)) == 20
+
+
+def test_the_fingerprint_follows_the_rows_and_not_the_file(tmp_path):
+    before = load(tmp_path, train=rows(30)).fingerprint()
+    assert load(tmp_path, train=rows(30)).fingerprint() == before
+    assert load(tmp_path, train=rows(31)).fingerprint() != before
