@@ -1,4 +1,4 @@
-"""The pages say what is so: their code runs and prints what they show, their tables are the defaults, their links lead."""
+"""The pages are true: their code runs and prints what they show, their tables are the defaults, their links lead."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import re
+import shlex
 import sys
 import types
 from collections.abc import Iterator
@@ -17,13 +19,16 @@ from xml.etree import ElementTree
 
 import pytest
 import transformers
+import typer
 import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from pydantic import BaseModel
 
 import smidgen
-from smidgen import METHODS, FullFineTuning, Method, attach, embedded, storage
+from smidgen import METHODS, FullFineTuning, Method, attach, embedded
+from smidgen.cli import app
+from smidgen.manifest import Manifest
 from smidgen.process.recipe import DataConfig, Recipe, TrainingConfig, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +50,7 @@ class Block:
         """The lines that the page says it prints: the ```text block after it, or what stands behind each print."""
         if self.shown is not None:
             return self.shown.splitlines()
-        return re.findall(r"^print\(.*\)  # (.*)$", self.code, flags=re.MULTILINE)
+        return re.findall(r"^ *print\(.*\)  # (.*)$", self.code, flags=re.MULTILINE)
 
 
 @functools.cache
@@ -90,9 +95,9 @@ def test_the_code_runs_and_prints_what_the_page_shows(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = [block for block in blocks(page) if block.language == "python"]
-    for name in re.findall(r'model_folder\("(\w+)"\)|embedded:(\w+)', "".join(block.code for block in code)):
-        if not embedded.available("".join(name)):
-            pytest.skip(f"embedded:{''.join(name)} is not in the cache; run python -m smidgen.embedded fetch")
+    for name in re.findall(r'model_folder\("(\w+)"\)', "".join(block.code for block in code)):
+        if not embedded.available(name):
+            pytest.skip(f"embedded:{name} is not in the cache; run python -m smidgen.embedded fetch")
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # where a class that the page defines looks for its names
@@ -117,10 +122,25 @@ def test_every_yaml_block_is_a_recipe_or_a_part_of_one(page: Path, tmp_path: Pat
         assert load_recipe(path), f"{page}, line {block.line}"
 
 
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_every_command_is_one_of_the_command_line_s(page: Path) -> None:
+    group = typer.main.get_group(app)
+    shell = "".join(block.code for block in blocks(page) if block.language == "sh").splitlines()
+    inline = [child.content for token in parsed(page) for child in token.children or [] if child.type == "code_inline"]
+    for line in shell + inline:
+        _, smidgen_, words = line.partition("smidgen ")
+        if not smidgen_ or line.startswith("#"):
+            continue
+        name, *rest = shlex.split(words, comments=True)
+        command = group if name.startswith("-") else group.commands[name]
+        options = {"--help"}.union(*(parameter.opts for parameter in command.params))
+        assert {word for word in [name, *rest] if word.startswith("-")} <= options, line
+
+
 def heading_anchors(page: Path) -> set[str]:
     """The anchors that GitHub and MyST give the headings."""
     tokens = parsed(page)
-    titles = [after.content for token, after in zip(tokens, tokens[1:], strict=False) if token.type == "heading_open"]
+    titles = [after.content for token, after in itertools.pairwise(tokens) if token.type == "heading_open"]
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
@@ -162,8 +182,9 @@ def shown(value: object) -> str:
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_the_defaults_on_a_page_are_the_technique_s(method: type[Method]) -> None:
     options = {field.name: shown(field.default) for field in dataclasses.fields(method)}
-    rates = {f"learning rate, {kind}": shown(rate) for kind, rate in method.learning_rates.items()}
-    assert table(TECHNIQUES[method.name], "option") == options | rates
+    rates = {**method.learning_rates, "head": method.head_learning_rate}
+    said = {f"learning rate, {part}": shown(rate) for part, rate in rates.items() if rate is not None}
+    assert table(TECHNIQUES[method.name], "option") == options | said
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -220,7 +241,7 @@ def test_the_recipe_s_page_has_every_field_at_the_top() -> None:
 
 
 def test_the_page_on_storage_has_every_field_of_the_manifest() -> None:
-    assert table(DOCS / "storage.md", "key").keys() == storage._FIELDS
+    assert table(DOCS / "storage.md", "key").keys() == Manifest.model_fields.keys()
 
 
 def test_every_public_name_has_a_docstring() -> None:
@@ -228,6 +249,6 @@ def test_every_public_name_has_a_docstring() -> None:
     documented = [name for name, value in public.items() if callable(value)]
     assert set(public) - set(documented) == {"METHODS"}
     for name in documented:
-        docstring = public[name].__doc__ or ""
-        assert docstring.strip().endswith((".", "]", ")")) or "\n" in docstring, name
+        docstring = public[name].__doc__
+        assert docstring, name
         assert not docstring.startswith(f"{name}("), f"{name} has the docstring that dataclass makes"

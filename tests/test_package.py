@@ -23,7 +23,7 @@ PINS = {
     canonicalize_name(pin.name): pin
     for pin in map(Requirement, re.findall(r"^\w.*$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
 }
-HEAVY = {"torch", "transformers", "accelerate", "datasets", "sklearn", "plotly", "numpy", "pandas"}
+HEAVY = {"torch", "transformers", "accelerate", "datasets", "sklearn", "numpy", "pandas"}
 
 
 def python(*arguments: str) -> str:

@@ -167,9 +167,9 @@ def test_a_link_out_of_the_folder_is_refused(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda m: m.update(extra=1), "must have exactly the keys"),
-        (lambda m: m.pop("own"), "got .*'name', 'sha256'"),
-        (lambda m: m.update(format=99), "format 99"),
+        (lambda m: m.update(extra=1), "extra"),
+        (lambda m: m.pop("own"), "own: Field required"),
+        (lambda m: m.update(format=99), "format: Input should be 1"),
         (lambda m: m["techniques"][0].update(technique="nonsense"), "technique 'nonsense' is not known"),
         (lambda m: m["techniques"][0]["fields"].update(rank=0), "rank must be at least 1"),
         (lambda m: m["techniques"][0]["fields"].update(rank=10**9), "above the size"),
@@ -177,6 +177,14 @@ def test_a_link_out_of_the_folder_is_refused(saved: Path) -> None:
         (lambda m: m["techniques"][0]["fields"].update(unknown=3), "has the fields"),
         (lambda m: m["techniques"][0]["places"].pop(), "unknown tensors"),
         (lambda m: m["own"].append("bert.nothing"), "which the model does not have"),
+        (lambda m: m.update(name="../x"), "name: String should match"),
+        (lambda m: m.update(name=5), "name: Input should be a valid string"),
+        (lambda m: m.update(labels=["a", "a", "b"]), "labels: Value error, a name appears twice"),
+        (lambda m: m.update(labels=5), "labels: Input should be a valid list"),
+        (lambda m: m.update(labels=["a", "b"]), "2 labels"),
+        (lambda m: m.update(sha256=[]), "sha256: Input should be a valid dictionary"),
+        (lambda m: m["techniques"][0]["fields"].update(rank=2.5), "rank"),
+        (lambda m: m["techniques"][0]["fields"].update(targets=None), "targets"),
         (lambda m: m["own"].remove("classifier.bias"), "other weights"),
     ],
 )
@@ -227,7 +235,9 @@ def test_a_new_name_can_be_given(saved: Path) -> None:
         load(model, saved, name="../up")
 
 
-@pytest.mark.parametrize("method", [LoRA(rank=2), Houlsby(size=4), PrefixTuning(length=4, hidden_size=16, start="random")])
+@pytest.mark.parametrize(
+    "method", [LoRA(rank=2), Houlsby(size=4), PrefixTuning(length=4, hidden_size=16, start="random")]
+)
 def test_the_size_on_disk_is_known_before(method: LoRA, tmp_path: Path) -> None:
     adapter = attach(build("bert"), method)
     adapter.save(tmp_path / "saved")

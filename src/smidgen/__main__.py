@@ -1,5 +1,5 @@
 """`python -m smidgen`, the same as the command `smidgen`."""
 
-from smidgen.cli import app
+from smidgen.cli import main
 
-app()
+main()

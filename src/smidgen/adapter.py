@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from smidgen import attention, prompts, storage
 from smidgen.delta import Delta, Deltas, Method, Tap
+from smidgen.manifest import NAME
 from smidgen.own import OwnParameters, head_names
 from smidgen.targets import Place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def attach(
@@ -96,6 +95,7 @@ class Adapter:
         methods: its techniques.
         places: where each technique's deltas are, a list a technique.
         head_names: which of the trained parameters are the task head's.
+        active: whether the model computes with this adapter now; at most one adapter of a model is active.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Adapter:
             other.deactivate()
         model.requires_grad_(False)
         self._own = OwnParameters(model, own, keep_base=all(getattr(m, "keep_base", True) for m in self.methods))
-        self._kept: dict[str, nn.Parameter] | None = None  # our own parameters while the base's stand in the model
+        self.active = True
         for method, found, built in zip(self.methods, self.places, self.deltas, strict=True):
             for place, delta in zip(found, built, strict=True):
                 self._put(method, place, delta)
@@ -150,7 +150,7 @@ class Adapter:
             if method.site == "layer":
                 deltas.handle = layer.register_forward_hook(run_deltas)
         deltas.add_module(self._key(method), delta)
-        if place.source is not None:
+        if delta.reads_source and place.source is not None:
             delta.tap = Tap(self.model.get_submodule(place.source))
 
     def _wire(self) -> None:
@@ -179,7 +179,7 @@ class Adapter:
                     if id(parameter) not in seen:  # a reparameterization is shared by all layers
                         seen.add(id(parameter))
                         yield f"{place.name}.{method.name}.{name}", parameter
-        yield from (self._own.current() if self._kept is None else self._kept).items()
+        yield from self._own.own().items()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What is trained, for an optimizer."""
@@ -253,38 +253,37 @@ class Adapter:
         if not self.places[0] and all(parameter.grad is None for parameter in self.parameters()):
             raise RuntimeError(f"Nothing that adapter {self.name!r} trains got a gradient.")
 
-    @property
-    def active(self) -> bool:
-        """Whether the model computes with this adapter now."""
-        return self._kept is None
-
     def deactivate(self) -> None:
-        """Let the model compute without this adapter.
+        """Let the model compute without this adapter, which does not train then.
 
         Raises:
             RuntimeError: the adapter trains the model in place and did not keep the original weights.
         """
-        if self._kept is not None:
+        if not self.active:
             return
         if not self._own.keep_base:
             raise RuntimeError(
                 f"Adapter {self.name!r} did not keep the base model's weights (keep_base=False). Load the model again."
             )
-        self._kept = self._own.current()
-        self._own.put(self._own.base)
+        self._own.put_base()
         self._set_active(False)
 
     def activate(self) -> None:
-        """Let the model compute with this adapter."""
-        if self._kept is not None:
-            self._own.put(self._kept)
-            self._kept = None
-            self._set_active(True)
+        """Let the model compute with this adapter and train it; the one that was active before no longer is."""
+        if self.active:
+            return
+        for other in adapters(self.model).values():
+            other.deactivate()
+        self._own.put_own()
+        self._set_active(True)
 
     def _set_active(self, active: bool) -> None:
+        self.active = active
         for built in self.deltas:
             for delta in built:
                 delta.active = active
+        for parameter in self.parameters():
+            parameter.requires_grad_(active)
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
@@ -321,7 +320,7 @@ class Adapter:
         for found, built in zip(self.places, self.deltas, strict=True):
             for place, delta in zip(found, built, strict=True):
                 delta.merge(place.layer)
-        for parameter in self._own.current().values():
+        for parameter in self._own.own().values():
             parameter.requires_grad_(False)
         self._remove()
         return self.model
@@ -405,7 +404,7 @@ def load(model: PreTrainedModel, path: str | Path, *, name: str | None = None, c
 
 
 def _check_name(model: nn.Module, name: str) -> None:
-    if not NAME.fullmatch(name):
+    if not re.fullmatch(NAME, name):
         raise ValueError(
             f"name={name!r} is not an adapter's name: 1 to 64 letters, digits, '.', '_' or '-', the "
             "first a letter or digit."

@@ -18,7 +18,8 @@ from smidgen.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+
+    from smidgen.process.recipe import Recipe
 
 app = typer.Typer(
     name="smidgen",
@@ -67,7 +68,7 @@ def options(
     _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Set up what all commands share."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    logging.captureWarnings(True)
 
 
 @app.command()
@@ -82,13 +83,11 @@ def demo(
 
     Example: `smidgen demo`
     """
+    from smidgen.files import write_text
     from smidgen.process.demo import RECIPE
     from smidgen.process.recipe import load_recipe
 
-    output.mkdir(parents=True, exist_ok=True)
     path = output / "recipe.yaml"
-    from smidgen.files import write_text
-
     write_text(path, RECIPE)
     recipe = load_recipe(path, [*(set_ or []), "output=."])
     _compare(recipe, f"smidgen demo --output {output}", as_json=False)
@@ -112,7 +111,7 @@ def plan(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False) -> None:
 
     console = _console()
     for line in (*job.notes, *plan_lines(planned)):
-        console.print(line)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -137,13 +136,13 @@ def train(
     console = _console()
     if not (quiet or as_json):
         for line in (*job.notes, *plan_lines(job.plan())):
-            console.print(line)
+            console.print(line, highlight=False, soft_wrap=True)
     metrics = job.train(resume=resume, quiet=quiet or as_json)
     if as_json:
         _print_json(metrics)
         return
-    for line in score_lines(metrics["test"]):
-        console.print(line)
+    for part in score_lines(metrics["test"]):
+        console.print(part)
     console.print(f"The adapter is in {Path(job.recipe.output) / 'adapter'}", highlight=False, soft_wrap=True)
 
 
@@ -165,8 +164,8 @@ def evaluate(
         _print_json(scores)
         return
     console = _console()
-    for line in score_lines(scores):
-        console.print(line)
+    for part in score_lines(scores):
+        console.print(part)
 
 
 @app.command()
@@ -177,7 +176,7 @@ def predict(
 ) -> None:
     """Answer texts with a trained adapter, one JSON line each, in their order.
 
-    Examples: `smidgen predict runs/recipe new.csv > answers.jsonl`, `echo "where is my card" | smidgen predict runs/recipe`
+    Examples: `smidgen predict runs/recipe new.csv > answers.jsonl`, `echo "my card" | smidgen predict runs/recipe`
     """
     from smidgen.process.job import reopen
 
@@ -221,7 +220,7 @@ def methods(as_json: AsJson = False) -> None:
 
     Example: `smidgen methods --json`
     """
-    from smidgen.report.terminal import methods_table, methods_json
+    from smidgen.report.terminal import methods_json, methods_table
 
     if as_json:
         _print_json(methods_json())
@@ -229,7 +228,7 @@ def methods(as_json: AsJson = False) -> None:
         _console().print(methods_table())
 
 
-def _compare(recipe: Any, command: str, *, as_json: bool) -> None:
+def _compare(recipe: Recipe, command: str, *, as_json: bool) -> None:
     """Run a comparison with a live table, and say where the page is."""
     from smidgen.process.compare import compare as run
     from smidgen.report.terminal import live

@@ -20,16 +20,18 @@ Site = Literal["layer", "attention", "embedding"]
 
 
 class Delta(nn.Module):
-    """What a technique trains at one place: a forward hook with parameters. It stays active while `active` is true.
+    """What a technique trains at one place: a forward hook with parameters. It acts while `active` is true.
 
     `forward` depends on the method's site:
 
-    - layer: `forward(layer, inputs, output) -> output`, with `inputs` the layer's positional arguments;
+    - layer: `forward(layer, inputs, output) -> output`, with `inputs` the layer's positional arguments, or, if
+      `reads_source`, those of the layer at the start of the sublayer that this one ends;
     - attention: `forward(batch) -> (keys, values)`, each (batch, key-value heads, virtual tokens, head size);
     - embedding: `forward() -> prompt`, (virtual tokens, hidden size).
     """
 
     active: bool = True
+    reads_source: bool = False
     tap: Tap | None = None
 
     def merge(self, layer: nn.Module) -> None:
@@ -81,6 +83,7 @@ class Method:
         title: its name for people.
         paper: where it was published.
         site: where its deltas act.
+        head_learning_rate: of a new task head; None: as the rest.
         learning_rates: AdamW's rate to start from, for an "encoder" (22-125 M) and a "decoder" (100 M-1 B).
     """
 
@@ -89,6 +92,7 @@ class Method:
     paper: ClassVar[str]
     site: ClassVar[Site] = "layer"
     learning_rates: ClassVar[dict[str, float]]
+    head_learning_rate: ClassVar[float | None] = None
 
     def places(self, model: PreTrainedModel) -> list[Place]:
         """Where this technique's deltas go."""

@@ -28,15 +28,26 @@ class OwnParameters:
             for slot, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
             if id(parameter) in identity
         ]
+        self._own: dict[str, nn.Parameter] = {}
         if keep_base:
-            self.put({name: nn.Parameter(parameter.detach().clone()) for name, parameter in self.base.items()})
+            self._own = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in self.base.items()}
+            self.put_own()
 
-    def current(self) -> dict[str, nn.Parameter]:
-        """What stands in the model now, by name."""
+    def own(self) -> dict[str, nn.Parameter]:
+        """The adapter's versions, by name; without the originals, what stands in the model."""
+        if self.keep_base:
+            return self._own
         return {name: module.get_parameter(slot) for module, slot, name in reversed(self._slots)}
 
-    def put(self, parameters: dict[str, nn.Parameter]) -> None:
-        """Let these stand in the model."""
+    def put_own(self) -> None:
+        """Let the adapter's versions stand in the model."""
+        self._put(self.own())
+
+    def put_base(self) -> None:
+        """Let the originals stand in the model."""
+        self._put(self.base)
+
+    def _put(self, parameters: dict[str, nn.Parameter]) -> None:
         for module, slot, name in self._slots:
             setattr(module, slot, parameters[name])
 

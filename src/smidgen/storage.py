@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from smidgen import files, targets
+from smidgen import attention, files, manifest, targets
 from smidgen.delta import Delta, Method
 from smidgen.errors import UserError
+from smidgen.manifest import FORMAT, TENSORS, Base, Manifest, SavedPlace, Technique
 from smidgen.targets import Place
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
     from smidgen.adapter import Adapter
 
-FORMAT = 1
-MANIFEST, TENSORS = "adapter.json", "adapter.safetensors"
-_FIELDS = {"format", "smidgen", "name", "base", "techniques", "own", "labels", "metrics", "sha256"}
 _SAMPLE = 1024  # numbers of each tensor that the base model's fingerprint looks at
 
 
@@ -43,7 +41,6 @@ class Saved:
     deltas: list[list[Delta]]
     own: dict[str, Tensor]
     labels: list[str] | None
-    metrics: dict[str, Any]
 
 
 def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Sequence[str] | None) -> None:
@@ -58,31 +55,28 @@ def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Seque
         labels = [str(label) for _, label in sorted((adapter.model.config.id2label or {}).items())]
     with files.new_folder(path) as folder:
         save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
-        manifest = {
-            "format": FORMAT,
-            "smidgen": __version__,
-            "name": adapter.name,
-            "base": {
-                "id": str(adapter.model.config._name_or_path),
-                "class": type(adapter.model).__name__,
-                "fingerprint": fingerprint(adapter.model, own),
-            },
-            "techniques": [
-                {
-                    "technique": method.name,
-                    "fields": dataclasses.asdict(method.folded()),
-                    "places": [{"name": place.name, "source": place.source} for place in places],
-                }
+        Manifest(
+            format=FORMAT,
+            smidgen=__version__,
+            name=adapter.name,
+            base=Base(
+                id=str(adapter.model.config._name_or_path),
+                kind=type(adapter.model).__name__,
+                fingerprint=fingerprint(adapter.model, own),
+            ),
+            techniques=[
+                Technique(
+                    technique=method.name,
+                    fields=dataclasses.asdict(method.folded()),
+                    places=[SavedPlace(name=place.name, source=place.source) for place in places],
+                )
                 for method, places in zip(adapter.methods, adapter.places, strict=True)
             ],
-            "own": own,
-            "labels": list(labels) if labels is not None else None,
-            "metrics": dict(metrics),
-            "sha256": {TENSORS: files.sha256(folder / TENSORS)},
-        }
-        (folder / MANIFEST).write_text(
-            json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
-        )
+            own=own,
+            labels=list(labels) if labels is not None else None,
+            metrics=dict(metrics),
+            sha256={TENSORS: files.sha256(folder / TENSORS)},
+        ).write(folder)
 
 
 def to_save(adapter: Adapter) -> dict[str, Tensor]:
@@ -94,43 +88,23 @@ def to_save(adapter: Adapter) -> dict[str, Tensor]:
     return tensors | {name: value for name, value in adapter.named_parameters() if name in adapter.own_names}
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read and check `adapter.json` of the folder `path`, without a model.
-
-    Raises:
-        UserError: it is not an adapter of ours, or was damaged.
-    """
-    if not path.is_dir():
-        raise UserError(f"{path} is not a folder. An adapter is the folder that `smidgen train` or Adapter.save wrote.")
-    for name in (MANIFEST, TENSORS):
-        if not (path / name).is_file():
-            raise UserError(f"{path} has no {name}; it is not an adapter, or was not written completely.")
-        if (path / name).is_symlink():
-            raise UserError(f"{path / name} is a link; an adapter's files must lie in its folder.")
-    manifest = files.read_json(path / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.keys() != _FIELDS:
-        keys = sorted(manifest) if isinstance(manifest, dict) else type(manifest).__name__
-        raise UserError(f"{path / MANIFEST} must have exactly the keys {sorted(_FIELDS)}, got {keys}.")
-    if manifest["format"] != FORMAT:
-        raise UserError(f"{path} has format {manifest['format']!r}; this smidgen reads format {FORMAT}.")
-    return manifest
-
-
 def read(model: PreTrainedModel, path: Path, *, check_base: bool = True) -> Saved:
     """Read the adapter in the folder `path` and check it against `model`, which is not changed.
 
     Raises:
         UserError: the folder is damaged or is not an adapter for this model.
     """
-    manifest = read_manifest(path)
-    if files.sha256(path / TENSORS) != manifest["sha256"].get(TENSORS):
+    saved = manifest.read(path)
+    if files.sha256(path / TENSORS) != saved.sha256[TENSORS]:
         raise UserError(
             f"{path / TENSORS} was changed or cut short after it was saved (its SHA-256 differs). Copy it again."
         )
     try:
-        methods, places = _methods(model, manifest["techniques"])
-        own = [str(name) for name in manifest["own"]]
-        _check_base(model, path, manifest["base"], own, check_base)
+        methods, places = _methods(model, saved.techniques)
+        own = saved.own
+        if saved.labels is not None and len(saved.labels) != model.config.num_labels:
+            raise ValueError(f"it has {len(saved.labels)} labels, and the model's head {model.config.num_labels}")
+        _check_base(model, path, saved.base, own, check_base)
         with torch.device("meta"):
             deltas = [method.build_all(model, found) for method, found in zip(methods, places, strict=True)]
         tensors = _tensors(model, path / TENSORS, methods, places, deltas, own)
@@ -143,9 +117,7 @@ def read(model: PreTrainedModel, path: Path, *, check_base: bool = True) -> Save
             prefix = f"{place.name}.{method.name}."
             state = {name: tensors[prefix + name].to(model.device) for name in delta.state_dict()}
             delta.load_state_dict(state, assign=True)
-    return Saved(
-        manifest["name"], methods, places, deltas, {n: tensors[n] for n in own}, manifest["labels"], manifest["metrics"]
-    )
+    return Saved(saved.name, methods, places, deltas, {name: tensors[name] for name in own}, saved.labels)
 
 
 def put(model: PreTrainedModel, saved: Saved, name: str) -> Adapter:
@@ -163,35 +135,39 @@ def put(model: PreTrainedModel, saved: Saved, name: str) -> Adapter:
     return adapter
 
 
-def _methods(model: PreTrainedModel, techniques: list[dict[str, Any]]) -> tuple[list[Method], list[list[Place]]]:
+def _methods(model: PreTrainedModel, techniques: Sequence[Technique]) -> tuple[list[Method], list[list[Place]]]:
     from smidgen.methods import METHODS
 
     methods: list[Method] = []
     places: list[list[Place]] = []
     for entry in techniques:
-        if entry["technique"] not in METHODS:
-            raise UserError(f"The technique {entry['technique']!r} is not known here; known: {', '.join(METHODS)}.")
-        kind = METHODS[entry["technique"]]
+        if entry.technique not in METHODS:
+            raise UserError(f"The technique {entry.technique!r} is not known here; known: {', '.join(METHODS)}.")
+        kind = METHODS[entry.technique]
         known = {field.name for field in dataclasses.fields(kind)}
-        if entry["fields"].keys() != known:
-            raise ValueError(f"{kind.title} has the fields {sorted(known)}, the file {sorted(entry['fields'])}")
-        method = kind(**entry["fields"])
+        if entry.fields.keys() != known:
+            raise ValueError(f"{kind.title} has the fields {sorted(known)}, the file {sorted(entry.fields)}")
+        hints = get_type_hints(kind)
+        for field, value in entry.fields.items():
+            try:
+                TypeAdapter(hints[field]).validate_python(value, strict=True)
+            except ValidationError as error:
+                raise ValueError(f"{kind.title}'s {field} cannot be {value!r}") from error
+        method = kind(**entry.fields)
         methods.append(method)
         if method.site == "attention":
-            from smidgen import attention
-
             found = {place.name: place for place in attention.find(model)}
-            places.append([found[place["name"]] for place in entry["places"]])
+            places.append([found[place.name] for place in entry.places])
         else:
-            places.append([targets.exact(model, place["name"], place["source"]) for place in entry["places"]])
+            places.append([targets.exact(model, place.name, place.source) for place in entry.places])
     return methods, places
 
 
-def _check_base(model: PreTrainedModel, path: Path, base: dict[str, str], own: list[str], check: bool) -> None:
-    if not check or fingerprint(model, own) == base["fingerprint"]:
+def _check_base(model: PreTrainedModel, path: Path, base: Base, own: Sequence[str], check: bool) -> None:
+    if not check or fingerprint(model, own) == base.fingerprint:
         return
     raise UserError(
-        f"{path} was trained on other weights: on {base['class']} {base['id']!r}, and this is {type(model).__name__} "
+        f"{path} was trained on other weights: on {base.kind} {base.id!r}, and this is {type(model).__name__} "
         f"{model.config._name_or_path!r}. Load that model, or pass check_base=False if the two are meant to differ."
     )
 

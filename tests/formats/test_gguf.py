@@ -60,7 +60,13 @@ def neighbours(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def pack(
-    model: LlamaForCausalLM, path: Path, kind: GGMLQuantizationType, *, leave_out: str = "", extra: str = ""
+    model: LlamaForCausalLM,
+    path: Path,
+    kind: GGMLQuantizationType,
+    *,
+    leave_out: str = "",
+    extra: str = "",
+    split: str = "smollm",
 ) -> None:
     config = model.config
     writer = GGUFWriter(path, "llama")
@@ -75,13 +81,15 @@ def pack(
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(split)
     writer.add_token_list(TOKENS)
     writer.add_token_types([TokenType.CONTROL] * 3 + [TokenType.NORMAL] * (len(TOKENS) - 3))
     writer.add_token_merges(["Ġ Ġ", "Ċ Ċ"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template("{{ messages }}")
     for name, parameter in model.named_parameters():
         weight = parameter.detach()
         if "q_proj" in name:
@@ -128,7 +136,13 @@ def test_digits_are_split_off_before_the_spaces_in_front_of_them(tmp_path: Path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "folder")
     assert tokenizer.tokenize("a  12\n\n3") == ["a", "ĠĠ", "1", "2", "ĊĊ", "3"]
     assert tokenizer.decode(tokenizer("a  12\n\n3").input_ids) == "a  12\n\n3"
-    assert tokenizer.model_max_length == 128
+    assert tokenizer.decode(tokenizer("a<|im_end|>").input_ids, skip_special_tokens=True) == "a"
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_end|>",
+    )
+    assert (tokenizer.model_max_length, tokenizer.chat_template) == (128, "{{ messages }}")
 
 
 def test_a_tensor_that_is_missing_or_that_has_no_place_is_named(tmp_path: Path) -> None:
@@ -138,3 +152,10 @@ def test_a_tensor_that_is_missing_or_that_has_no_place_is_named(tmp_path: Path) 
     pack(tiny_llama(), tmp_path / "more.gguf", GGMLQuantizationType.F32, extra="blk.7.attn_q.weight")
     with pytest.raises(UserError, match=r"has tensors that its model has no place for: blk.7.attn_q.weight"):
         gguf.unpack(tmp_path / "more.gguf", tmp_path / "folder")
+
+
+def test_another_way_to_split_text_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    pack(tiny_llama(), tmp_path / "split.gguf", GGMLQuantizationType.F32, split="llama-bpe")
+    with pytest.raises(UserError, match=r"tokenizer of the kind \('gpt2', 'llama-bpe'\); only \('gpt2', 'smollm'\)"):
+        gguf.unpack(tmp_path / "split.gguf", tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()

@@ -37,11 +37,20 @@ class BottleneckDelta(Delta):
         scale: multiplies what is added.
         nonlinearity: one of `NONLINEARITIES`.
         dropout: probability of dropping a number of the bottleneck while training.
+        parallel: whether x is what goes into the sublayer, instead of h.
         deviation: standard deviation of the starting weights; `up` starts at zero when it is 0.
     """
 
     def __init__(
-        self, width: int, *, size: int, scale: float, nonlinearity: str, dropout: float, deviation: float = 0.0
+        self,
+        width: int,
+        *,
+        size: int,
+        scale: float,
+        nonlinearity: str,
+        dropout: float,
+        parallel: bool = False,
+        deviation: float = 0.0,
     ) -> None:
         super().__init__()
         self.down = nn.Linear(width, size)
@@ -55,10 +64,11 @@ class BottleneckDelta(Delta):
         self.scale = scale
         self.nonlinearity = nonlinearity
         self.dropout = dropout
+        self.reads_source = parallel
 
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Output and result: (..., width); inputs, used only with a tap: one (..., width)."""
-        x = output if self.tap is None else inputs[0]
+        """Output and result: (..., width); inputs, used only if parallel: one (..., width)."""
+        x = inputs[0] if self.reads_source else output
         low = functional.linear(x, cast(self.down.weight, x), cast(self.down.bias, x))
         low = functional.dropout(NONLINEARITIES[self.nonlinearity](low), self.dropout, self.training)
         added = functional.linear(low, cast(self.up.weight, x), cast(self.up.bias, x))

@@ -1,7 +1,7 @@
 """Towards a Unified View of Parameter-Efficient Transfer Learning. He et al., 2022, arXiv:2110.04366.
 
-The scaled parallel adapter: beside the feed-forward network, not after it, with the same input (section 4.4, table 5):
-FFN(x) + s · up(relu(down(x))). `up` starts at zero, as LoRA's B does (section 4.5), so that training starts from the
+The scaled parallel adapter: beside the feed-forward network, not after it, with the same input (sections 4.3 to 4.5):
+FFN(x) + s · up(relu(down(x))). `up` starts at zero, as LoRA's B does, so that training starts from the
 base model. With scale 1 it is the paper's plain parallel adapter.
 """
 
@@ -56,5 +56,10 @@ class Parallel(Method):
     def build(self, place: Place) -> BottleneckDelta:
         """The delta beside one sublayer."""
         return BottleneckDelta(
-            place.shape[1], size=self.size, scale=self.scale, nonlinearity=self.nonlinearity, dropout=self.dropout
+            place.shape[1],
+            size=self.size,
+            scale=self.scale,
+            nonlinearity=self.nonlinearity,
+            dropout=self.dropout,
+            parallel=True,
         )

@@ -1,9 +1,10 @@
 """Prefix-Tuning: Optimizing Continuous Prompts for Generation. Li and Liang, 2021, arXiv:2101.00190.
 
-Every attention gets learned keys and values before those of the text, at positions that the text's own follow. They are
-trained through a reparameterization, P = MLP(P') with a smaller P' (section 4.3), since training them directly is
-unstable; what is saved is P alone. Where we differ: without the MLP (`hidden_size=None`) they may start from the keys
-and values of real tokens, the initialization that the paper found best for little data (section 7.4).
+Every attention gets learned keys and values before those of the text, at positions that the text's own follow. Either
+they are trained themselves, from the keys and values of real tokens, the start that the paper found best with little
+data (section 7.4); or, with `hidden_size`, through the paper's reparameterization P = MLP(P') with a smaller P'
+(section 4.3), of which P alone is saved. Where we differ: the paper has both at once; here it is one or the other,
+since real tokens' keys and values are not the result of an MLP.
 """
 
 from __future__ import annotations

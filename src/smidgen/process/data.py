@@ -99,6 +99,29 @@ def load_data(config: DataConfig, task: Task) -> TaskData:
     return TaskData(task, examples["train"], examples["validation"], examples["test"], labels, tuple(notes))
 
 
+def read_examples(source: str, config: DataConfig, task: Task, labels: Sequence[str]) -> list[Example]:
+    """Reads labelled rows from another source, to score a trained adapter on.
+
+    Args:
+        source: as in a recipe.
+        config: names the columns.
+        task: what they mean.
+        labels: those that the adapter knows.
+
+    Raises:
+        UserError: the source can't be read, or has a label that is not among `labels`.
+    """
+    columns = (config.text, config.label if task == "classification" else config.answer)
+    rows = read_table(source, columns, field="data", skip_bad=config.bad_rows == "skip").rows
+    if task == "generation":
+        return [Example(text, answer=answer) for text, answer in rows]
+    number = {label: index for index, label in enumerate(labels)}
+    unseen = sorted({label.strip() for _, label in rows} - number.keys())
+    if unseen:
+        raise UserError(f"{source} has labels that the adapter was not trained on: {_listed(unseen)}.")
+    return [Example(text, label=number[label.strip()]) for text, label in rows]
+
+
 def _labels(splits: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:
     """The labels of the training rows: by number if all are whole numbers, otherwise by name."""
     labels = {label for _, label in splits["train"]}

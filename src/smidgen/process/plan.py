@@ -1,7 +1,7 @@
-"""What a run would train, and what it would cost, before it runs: parameter identification and subset selection, visible.
+"""What a run would train and what it would cost, before it runs: parameter identification and subset selection.
 
-Counts and the size on disk are exact. Memory and time are estimates from three steps that are really made and undone: the
-weights and the random state are as they were afterwards.
+Counts and the size on disk are exact. Memory and time are estimates from three steps that are really made and undone:
+the weights and the random state are as they were afterwards.
 """
 
 from __future__ import annotations

@@ -74,6 +74,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     for detail in error.errors(include_url=False):
         path, value = detail["loc"], detail["input"]
         cause = detail.get("ctx", {}).get("error")
+        if (
+            detail["type"] == "default_factory_not_called"
+        ):  # it would have used a field that is wrong, and is named itself
+            continue
         if isinstance(cause, Problems):
             problems += [Problem((*path, *inner.path), inner.message) for inner in cause.problems]
         elif detail["type"] == "extra_forbidden":

@@ -1,6 +1,7 @@
 """How sure a score is: bootstrap intervals over test rows and seeds, and paired differences.
 
-Arrays are (seeds, rows): what each seed's run scored on each test row, such as 1 for a right answer and 0 for a wrong one.
+Arrays are (seeds, rows): what each seed's run scored on each test row, such as 1 for a right answer and 0 for a
+wrong one.
 """
 
 from __future__ import annotations

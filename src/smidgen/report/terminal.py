@@ -24,7 +24,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield f"[bold]{plan.technique}[/bold]"
     for line in plan.options:
         yield f"  {line}"
-    yield f"Trained  {numbers.count(plan.trainable)} of {numbers.count(total)} parameters ({plan.trainable / total:.2%})"
+    share = numbers.percent(plan.trainable / total)
+    yield f"Trained  {numbers.count(plan.trainable)} of {numbers.count(total)} parameters ({share})"
     for line in (*plan.matched, *plan.own):
         yield f"  {line}"
     yield f"Frozen   {numbers.count(plan.frozen)} parameters"

@@ -1,0 +1,113 @@
+"""`adapter.json`: what a saved adapter says about itself, each value of its own type and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, ValidationError
+
+from smidgen import files
+from smidgen.errors import UserError
+
+FORMAT = 1
+FILE = "adapter.json"
+TENSORS = "adapter.safetensors"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+Name = Annotated[StrictStr, Field(pattern=f"^{NAME}$")]
+Digest = Annotated[StrictStr, Field(pattern="^[0-9a-f]{64}$")]
+
+
+def _unique(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("a name appears twice")
+    return names
+
+
+Names = Annotated[list[StrictStr], AfterValidator(_unique)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Base(_Part):
+    """The model that the adapter was trained on: where it came from, its class, and a hash of its weights."""
+
+    id: str
+    kind: str
+    fingerprint: Digest
+
+
+class SavedPlace(_Part):
+    """A place by exact module name; `source` is the start of the sublayer that it ends."""
+
+    name: str
+    source: str | None
+
+
+class Technique(_Part):
+    """A technique with all its fields, and where its deltas are."""
+
+    technique: str
+    fields: dict[str, bool | int | float | str | None]
+    places: list[SavedPlace]
+
+
+class Manifest(_Part):
+    """Everything in adapter.json.
+
+    Attributes:
+        format: of the folder.
+        smidgen: the version that wrote it.
+        name: the adapter's.
+        base: the model that it belongs to.
+        techniques: in the order in which they act.
+        own: which of the model's own parameters are saved with it.
+        labels: the head's label names.
+        metrics: scores that the writer wanted to keep.
+        sha256: of each other file.
+    """
+
+    format: Literal[1]
+    smidgen: str
+    name: Name
+    base: Base
+    techniques: Annotated[list[Technique], Field(min_length=1)]
+    own: Names
+    labels: Names | None
+    metrics: dict[str, Any]
+    sha256: dict[Literal["adapter.safetensors"], Digest]
+
+    def write(self, folder: Path) -> None:
+        """Write adapter.json into a folder."""
+        text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False, allow_nan=False)
+        (folder / FILE).write_text(text + "\n", "utf-8")
+
+
+def read(folder: Path) -> Manifest:
+    """Read and check adapter.json of an adapter's folder.
+
+    Raises:
+        UserError: the folder is not an adapter's, or was damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is not a folder. An adapter is the folder that `smidgen train` or Adapter.save wrote."
+        )
+    for name in (FILE, TENSORS):
+        if (folder / name).is_symlink():
+            raise UserError(f"{folder / name} is a link; an adapter's files must lie in its folder.")
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}; it is not an adapter, or was not written completely.")
+    try:
+        return Manifest.model_validate(files.read_json(folder / FILE))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the whole file"
+        raise UserError(
+            f"{folder / FILE} is not one that this smidgen reads: {where}: {first['msg']}. It was changed after it was "
+            "written, or by another version."
+        ) from error

@@ -1,0 +1,277 @@
+"""One recipe made ready to run: data, model, adapter and tokens; and a finished run opened again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from smidgen import files, manifest
+from smidgen.adapter import Adapter, attach, load
+from smidgen.errors import UserError
+from smidgen.process import predict as prediction
+from smidgen.process.data import Example, TaskData, load_data, read_examples
+from smidgen.process.encoding import Encoded, encode, pad_id
+from smidgen.process.evaluate import Scores, evaluate, exact_match
+from smidgen.process.memory import peak_memory
+from smidgen.process.models import kind, load_model, longest_text
+from smidgen.process.plan import Plan, make_plan
+from smidgen.process.recipe import Recipe, load_recipe
+from smidgen.process.train import Progress, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass
+class Job:
+    """Everything that a recipe needs to run.
+
+    Attributes:
+        recipe: what to do.
+        labels: the classes; none in generation.
+        model: with the adapter on it.
+        tokenizer: the model's.
+        adapter: what the recipe's technique trains.
+    """
+
+    recipe: Recipe
+    labels: tuple[str, ...]
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    adapter: Adapter
+
+    @functools.cached_property
+    def data(self) -> TaskData:
+        """The rows of all splits."""
+        return load_data(self.recipe.data, self.recipe.task)
+
+    @functools.cached_property
+    def _encoded(self) -> dict[str, tuple[list[Encoded], int]]:
+        return {split: self.encode(getattr(self.data, split)) for split in ("train", "validation", "test")}
+
+    @property
+    def splits(self) -> dict[str, list[Encoded]]:
+        """The tokens of each split."""
+        return {split: rows for split, (rows, _) in self._encoded.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about the data, in sentences."""
+        shortened = [
+            f"{cut} of {len(rows)} texts of data.{split} are longer than {self.max_length} tokens; their ends are cut."
+            for split, (rows, cut) in self._encoded.items()
+            if cut
+        ]
+        return [*self.data.notes, *shortened]
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens in a row: the recipe's, or the model's limit less the virtual tokens.
+
+        Raises:
+            UserError: the recipe asks for more than the model takes.
+        """
+        limit = longest_text(self.model, self.tokenizer) - self.adapter.virtual_tokens
+        wanted = self.recipe.data.max_length
+        if wanted is not None and wanted > limit:
+            raise UserError(
+                f"data.max_length={wanted} is more than the {limit} tokens that the model takes beside "
+                f"{self.adapter.virtual_tokens} virtual ones. Lower it."
+            )
+        return wanted or limit
+
+    def encode(self, examples: Sequence[Example]) -> tuple[list[Encoded], int]:
+        """The tokens of examples, and how many were cut."""
+        return encode(
+            examples,
+            self.recipe.task,
+            self.tokenizer,
+            max_length=self.max_length,
+            template=self.recipe.data.template,
+        )
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Learning rates of the adapter and of the head: the technique's entry, the recipe's, the technique's own."""
+        spec, training, method = self.recipe.technique, self.recipe.training, self.adapter.methods[0]
+        rate = spec.learning_rate or training.learning_rate or method.learning_rates[kind(self.model)]
+        given = spec.learning_rate or training.learning_rate
+        head = spec.head_learning_rate or training.head_learning_rate or given or method.head_learning_rate or rate
+        return rate, head
+
+    @property
+    def summary(self) -> str:
+        """The technique's options and rates on one line."""
+        options = "; ".join(filter(None, (method.summary() for method in self.adapter.methods)))
+        rate, head = self.rates
+        words = f"learning rate {rate:g}" + (f", head {head:g}" if head != rate else "")
+        return ", ".join(filter(None, (options, words)))
+
+    def plan(self) -> Plan:
+        """What would be trained, and what it would cost."""
+        with _told_when_out_of_memory():
+            pad = pad_id(self.tokenizer)
+            return make_plan(self.model, self.adapter, self.splits["train"], self.recipe.training, pad)
+
+    def train(self, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+        """Train, keep the best epoch, score it on the test split, and write adapter/ and metrics.json.
+
+        Raises:
+            UserError: an unfinished run is in the way, the memory does not suffice, or the loss is not finite.
+            Interrupted: Ctrl-C; a checkpoint was saved.
+        """
+        folder = Path(self.recipe.output)
+        if (folder / "checkpoint").is_dir() and not resume:
+            raise UserError(
+                f"{folder} holds an unfinished run. Add --resume to go on with it, remove {folder / 'checkpoint'} to "
+                "start again, or give another output."
+            )
+        (folder / "metrics.json").unlink(missing_ok=True)
+        self.recipe.save(folder / "recipe.yaml")
+        with _told_when_out_of_memory():
+            progress = train(
+                self.model,
+                self.adapter,
+                self.splits["train"],
+                lambda: self._score(self.splits["validation"]),
+                recipe=self.recipe,
+                rates=self.rates,
+                pad_id=pad_id(self.tokenizer),
+                data=self.data.fingerprint(),
+                resume=resume,
+                quiet=quiet,
+            )
+            peak = peak_memory(self.model.device)
+            scores = self.evaluate()
+        metrics = self._metrics(progress, scores, peak)
+        kept = {name: value for name, value in scores.items() if isinstance(value, float)}
+        self.adapter.save(folder / "adapter", metrics=kept, labels=self.labels or None)
+        metrics["disk_bytes"] = sum(file.stat().st_size for file in (folder / "adapter").iterdir())
+        files.write_json(folder / "metrics.json", metrics)
+        return metrics
+
+    def _score(self, rows: Sequence[Encoded]) -> Scores:
+        return evaluate(self.model, rows, labels=self.labels, pad_id=pad_id(self.tokenizer))
+
+    def evaluate(self, source: str | None = None) -> Scores:
+        """Score the adapter on the test split, or on another labelled source.
+
+        Raises:
+            UserError: the source cannot be read, or has labels that the adapter does not know.
+        """
+        examples = (
+            self.data.test if source is None else read_examples(source, self.recipe.data, self.recipe.task, self.labels)
+        )
+        rows, _ = self.encode(examples)
+        scores = self._score(rows)
+        if self.recipe.task == "generation":
+            prompts, _ = self.encode([Example(example.text) for example in examples])
+            answers = [example.answer or "" for example in examples]
+            scores["exact_match"] = exact_match(
+                self.model, self.tokenizer, prompts, answers, pad_id=pad_id(self.tokenizer)
+            )
+        return scores
+
+    def _metrics(self, progress: Progress, scores: Scores, peak: int) -> dict[str, Any]:
+        return {
+            "technique": self.recipe.technique.name,
+            "summary": self.summary,
+            "seed": self.recipe.training.seed,
+            "recipe": self.recipe.fingerprint(),
+            "data": self.data.fingerprint(),
+            "test": scores,
+            "best_epoch": progress.best_epoch + 1,
+            "curve": progress.curve,
+            "trained": self.adapter.trainable,
+            "total": self.adapter.total,
+            "base_parameters": sum(p.numel() for n, p in self.model.named_parameters() if ".deltas." not in n),
+            "seconds": progress.seconds,
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+            "peak_memory_bytes": peak,
+        }
+
+    def predict(self, source: str, *, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Answer the texts of a file, or the lines of standard input for "-"."""
+        texts = prediction.texts(source, self.recipe.data.text)
+        return prediction.predict(self, texts, batch_size=batch_size)
+
+    def merge(self, output: Path) -> None:
+        """Write the model with the adapter merged into it, and its tokenizer.
+
+        Raises:
+            UserError: the technique cannot be merged, or the folder cannot be written.
+        """
+        try:
+            self.adapter.merge()
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        with files.new_folder(output) as folder:
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+
+def prepare(recipe: Recipe) -> Job:
+    """Load what a recipe names and attach its technique; nothing is written.
+
+    Raises:
+        UserError: the data, the model or the technique cannot be used, or they do not go together.
+    """
+    data = load_data(recipe.data, recipe.task)
+    training = recipe.training
+    model, tokenizer = load_model(
+        recipe.model, recipe.task, data.labels, seed=training.seed, precision=training.precision
+    )
+    torch.manual_seed(training.seed)
+    try:
+        adapter = attach(model, recipe.technique.methods(), name=_name(recipe), tokenizer=tokenizer)
+    except ValueError as error:
+        raise UserError(f"technique={recipe.technique.name}: {error}") from error
+    if training.precision == "bf16":
+        for parameter in adapter.parameters():  # small steps are lost in bfloat16; the frozen weights take none
+            parameter.data = parameter.data.float()
+    job = Job(recipe, data.labels, model, tokenizer, adapter)
+    job.data = data
+    return job
+
+
+def _name(recipe: Recipe) -> str:
+    return recipe.technique.slug
+
+
+def reopen(folder: Path) -> Job:
+    """Open the output folder of a finished run, its adapter loaded.
+
+    Raises:
+        UserError: it is not one.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder} is not the output of `smidgen train`: it has no recipe.yaml.")
+    recipe = load_recipe(folder / "recipe.yaml")
+    labels = tuple(manifest.read(folder / "adapter").labels or ())
+    model, tokenizer = load_model(
+        recipe.model, recipe.task, labels, seed=recipe.training.seed, precision=recipe.training.precision
+    )
+    adapter = load(model, folder / "adapter")
+    model.eval()
+    return Job(recipe, labels, model, tokenizer, adapter)
+
+
+@contextlib.contextmanager
+def _told_when_out_of_memory() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "memory" not in str(error):
+            raise
+        raise UserError(
+            "The memory does not suffice. Lower training.micro_batch_size (the result stays the same), set "
+            "training.gradient_checkpointing=true, or lower data.max_length."
+        ) from error

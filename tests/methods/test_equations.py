@@ -1,0 +1,130 @@
+"""Each technique computes its paper's formula, written down a second time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from smidgen import Delta, Houlsby, LoRA, Method, Parallel, Pfeiffer, PrefixTuning, PTuning, attach
+from tests.conftest import build, make_batch
+from tests.methods.test_contract import disturb
+
+
+def watched(model: PreTrainedModel, layers: dict[str, nn.Module]) -> dict[str, tuple[Tensor, Tensor]]:
+    """What goes into and comes out of each layer, in one forward pass."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[name] = (inputs[0], output)
+
+        return hook
+
+    handles = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
+    with torch.no_grad():
+        model(**make_batch("bert"))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def one_delta(method: Method) -> tuple[PreTrainedModel, Delta]:
+    model = build("bert")
+    adapter = attach(model, method)
+    disturb(adapter)
+    return model, adapter.deltas[0][0]
+
+
+def bottleneck(delta: Delta, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    return activation(x @ delta.down.weight.T + delta.down.bias) @ delta.up.weight.T + delta.up.bias
+
+
+def test_lora_adds_a_scaled_low_rank_product() -> None:
+    model, delta = one_delta(LoRA(rank=3, alpha=7.0, targets="intermediate.dense", layers="0"))
+    layer = model.bert.encoder.layer[0].intermediate.dense
+    x, y = watched(model, {"layer": layer})["layer"]
+    with torch.no_grad():
+        expected = x @ (layer.weight + 7 / 3 * delta.b @ delta.a).T + layer.bias
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_houlsby_adds_a_bottleneck_of_the_sublayer_s_own_output() -> None:
+    model, delta = one_delta(Houlsby(size=5, targets="feed-forward-sublayer", layers="1", norms=False))
+    block = model.bert.encoder.layer[1]
+    x, y = watched(model, {"dense": block.output.dense})["dense"]
+    with torch.no_grad():
+        h = x @ block.output.dense.weight.T + block.output.dense.bias
+        torch.testing.assert_close(y, h + bottleneck(delta, h, functional.gelu), atol=1e-5, rtol=1e-5)
+
+
+def test_pfeiffer_adds_a_bottleneck_of_the_block_s_output() -> None:
+    model, delta = one_delta(Pfeiffer(reduction=8, layers="1"))
+    block = model.bert.encoder.layer[1]
+    seen = watched(model, {"norm": block.output.LayerNorm, "block": block})
+    h = seen["norm"][1]
+    with torch.no_grad():
+        torch.testing.assert_close(seen["block"][1], h + bottleneck(delta, h, torch.relu), atol=1e-5, rtol=1e-5)
+    assert delta.down.weight.shape == (32 // 8, 32)
+
+
+def test_parallel_adds_a_bottleneck_of_the_sublayer_s_input() -> None:
+    model, delta = one_delta(Parallel(size=5, scale=4.0, layers="1"))
+    block = model.bert.encoder.layer[1]
+    seen = watched(model, {"in": block.intermediate.dense, "out": block.output.dense})
+    x, inner = seen["in"][0], seen["out"][0]
+    with torch.no_grad():
+        h = inner @ block.output.dense.weight.T + block.output.dense.bias
+        torch.testing.assert_close(seen["out"][1], h + 4 * bottleneck(delta, x, torch.relu), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("hidden_size", [None, 12])
+def test_prefix_tuning_attends_to_learned_keys_and_values(hidden_size: int | None) -> None:
+    model, delta = one_delta(PrefixTuning(length=3, hidden_size=hidden_size, start="random"))
+    attention, dense = model.bert.encoder.layer[0].attention.self, model.bert.encoder.layer[0].attention.output.dense
+    layers = {"query": attention.query, "key": attention.key, "value": attention.value, "all": dense}
+    seen = watched(model, layers)
+    mask = make_batch("bert")["attention_mask"].bool()
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (4, 8)).transpose(1, 2)
+
+    with torch.no_grad():
+        keys, values = delta.keys_values() if hidden_size else delta.keys_values
+        batch = len(mask)
+        keys, values = (part.transpose(0, 1)[None].expand(batch, -1, -1, -1) for part in (keys, values))
+        scores = heads(seen["query"][1]) @ torch.cat([keys, heads(seen["key"][1])], 2).transpose(2, 3) / 8**0.5
+        allowed = torch.cat([torch.ones(batch, 3, dtype=torch.bool), mask], 1)[:, None, None]
+        weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+        expected = (weights @ torch.cat([values, heads(seen["value"][1])], 2)).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(seen["all"][0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_prefix_from_real_tokens_is_what_the_model_computes_for_them() -> None:
+    """Section 7.4: the activations of real words; a text before which they stand is read as if they were typed."""
+    model = build("llama")
+    batch = make_batch("llama", rows=1)
+    words = torch.tensor([[7, 8, 9]])
+    with torch.no_grad():
+        expected = model(input_ids=torch.cat([words, batch["input_ids"]], 1)).logits[:, 3:]
+
+    class Words:
+        def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+            assert text == "three words"
+            return {"input_ids": words[0].tolist()}
+
+    attach(model, PrefixTuning(length=3, start="text", text="three words"), tokenizer=Words())
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=batch["input_ids"]).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "lstm"])
+def test_p_tuning_starts_at_the_size_of_the_embedding(encoder: str) -> None:
+    model = build("llama")
+    delta = attach(model, PTuning(encoder=encoder)).deltas[0][0]
+    size = model.get_input_embeddings().weight.pow(2).mean().sqrt()
+    torch.testing.assert_close(delta().pow(2).mean().sqrt(), size)

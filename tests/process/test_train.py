@@ -1,0 +1,240 @@
+"""Training: the loss falls, the best epoch is kept, a stopped run goes on to the same bits, and mistakes are named."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from smidgen.errors import UserError
+from smidgen.process import train as training
+from smidgen.process.job import Job, prepare
+from smidgen.process.recipe import TrainingConfig, load_recipe
+from smidgen.process.train import Interrupted, rate_at
+from tests.process.tiny import save_recipe
+
+RECIPE = "training: {epochs: 3, batch_size: 8, learning_rate: 0.01, checkpoint_minutes: null}\n"
+
+
+def job(path: Path, *changes: str) -> Job:
+    return prepare(load_recipe(path, changes))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return save_recipe(tmp_path, RECIPE)
+
+
+def log(path: Path) -> list[dict]:
+    return [json.loads(line) for line in (path.parent / "out" / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("technique", ["full", "lora", "houlsby", "prefix-tuning", "prompt-tuning", "p-tuning"])
+def test_training_learns_and_leaves_its_results(recipe: Path, technique: str) -> None:
+    metrics = job(recipe, f"technique={technique}", "training.epochs=5").train(quiet=True)
+    losses = [point["train_loss"] for point in metrics["curve"]]
+    assert losses[-1] < losses[0]
+    assert sorted(path.name for path in (recipe.parent / "out").iterdir()) == [
+        "adapter",
+        "log.jsonl",
+        "metrics.json",
+        "recipe.yaml",
+    ]
+    assert json.loads((recipe.parent / "out" / "metrics.json").read_text()) == metrics
+    assert metrics["steps"] == 5 * 6
+    assert metrics["tokens_per_second"] > 0
+    assert len(log(recipe)) == 5 * 6 + 5
+
+
+def test_a_decoder_learns_its_answers(tmp_path: Path) -> None:
+    path = save_recipe(tmp_path, RECIPE, decoder=True)
+    metrics = job(path, "training.epochs=6", "training.learning_rate=0.02").train(quiet=True)
+    assert metrics["curve"][-1]["validation_loss"] < 0.5 * metrics["curve"][0]["validation_loss"]
+    assert metrics["test"]["exact_match"] > 0.5
+    assert metrics["test"]["perplexity"] == pytest.approx(torch.tensor(metrics["test"]["loss"]).exp().item(), rel=1e-4)
+
+
+def interrupted(started: Job, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until step `at`, when Ctrl-C comes."""
+    real = training._check_finite
+
+    def stop(loss: float, step: int, optimizer: torch.optim.Optimizer) -> None:
+        real(loss, step, optimizer)
+        if step + 1 == at:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_check_finite", stop)
+        with pytest.raises(Interrupted, match=f"Stopped after step {at} of 18. Add --resume"):
+            started.train(quiet=True)
+
+
+@pytest.mark.parametrize("technique", ["lora", "{name: lora, dropout: 0.1}", "full", "{name: p-tuning, encoder: lstm}"])
+@pytest.mark.parametrize("at", [3, 6, 14])
+def test_a_resumed_run_ends_at_the_same_bits(
+    tmp_path: Path, technique: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = (save_recipe(tmp_path / name, RECIPE) for name in ("whole", "parts"))
+    change = f"technique={technique}"
+    straight = job(whole, change)
+    expected = straight.train(quiet=True)
+    interrupted(job(parts, change), at, monkeypatch)
+    assert not (parts.parent / "out" / "metrics.json").exists()
+    resumed = job(parts, change)
+    torch.rand(7)  # whatever happened in the new process before does not matter
+    metrics = resumed.train(resume=True, quiet=True)
+    states = [done.adapter.state() for done in (straight, resumed)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert metrics["test"] == expected["test"]
+    assert log(parts) == log(whole)
+    assert [p["train_loss"] for p in metrics["curve"]] == [p["train_loss"] for p in expected["curve"]]
+    assert not (parts.parent / "out" / "checkpoint").exists()
+
+
+def test_a_checkpoint_by_steps_is_enough_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = (save_recipe(tmp_path / name, RECIPE) for name in ("whole", "parts"))
+    straight = job(whole)
+    straight.train(quiet=True)
+    real = training._check_finite
+
+    def crash(loss: float, step: int, optimizer: torch.optim.Optimizer) -> None:
+        real(loss, step, optimizer)
+        if step == 11:
+            raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_check_finite", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            job(parts, "training.checkpoint_steps=4").train(quiet=True)
+    resumed = job(parts, "training.checkpoint_steps=4")
+    resumed.train(resume=True, quiet=True)
+    states = [done.adapter.state() for done in (straight, resumed)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert log(parts) == log(whole)
+
+
+def test_an_unfinished_run_is_not_overwritten(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(job(recipe), 3, monkeypatch)
+    with pytest.raises(UserError, match="holds an unfinished run. Add --resume"):
+        job(recipe).train(quiet=True)
+
+
+def test_resuming_with_a_changed_recipe_names_the_change(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(job(recipe), 3, monkeypatch)
+    with pytest.raises(UserError, match="training.epochs was 3 and is 4"):
+        job(recipe, "training.epochs=4").train(resume=True, quiet=True)
+    with pytest.raises(UserError, match="rank was 8 and is 4"):
+        job(recipe, "technique={name: lora, rank: 4}").train(resume=True, quiet=True)
+
+
+def test_resuming_with_changed_rows_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(job(recipe), 3, monkeypatch)
+    rows = recipe.parent / "rows.csv"
+    rows.write_text(rows.read_text().replace("day", "night"))
+    with pytest.raises(UserError, match="The data have changed"):
+        job(recipe).train(resume=True, quiet=True)
+
+
+def test_resuming_nothing_says_so(recipe: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint to resume"):
+        job(recipe).train(resume=True, quiet=True)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-10], lambda data: data[:50] + b"x" + data[51:], lambda data: b""]
+)
+def test_a_damaged_checkpoint_is_refused(recipe: Path, damage: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(job(recipe), 3, monkeypatch)
+    path = recipe.parent / "out" / "checkpoint" / "checkpoint.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match="cut short"):
+        job(recipe).train(resume=True, quiet=True)
+
+
+def test_the_best_epoch_is_kept(recipe: Path) -> None:
+    done = job(recipe, "training.epochs=6", "training.learning_rate=0.3", "training.schedule=constant")
+    metrics = done.train(quiet=True)
+    scores = [point["validation_score"] for point in metrics["curve"]]
+    assert metrics["best_epoch"] == scores.index(max(scores)) + 1
+    assert done._score(done.splits["validation"])["accuracy"] == max(scores)
+
+
+def test_patience_ends_the_run_early(recipe: Path) -> None:
+    metrics = job(recipe, "training.epochs=50", "training.learning_rate=1e-9", "training.patience=2").train(quiet=True)
+    assert len(metrics["curve"]) == 3  # the first is the best, and two more did not beat it
+
+
+def test_max_steps_ends_the_run(recipe: Path) -> None:
+    metrics = job(recipe, "training.max_steps=4").train(quiet=True)
+    assert metrics["steps"] == 4
+    assert len(metrics["curve"]) == 1
+
+
+def test_pieces_of_a_batch_give_the_gradients_of_the_whole(recipe: Path) -> None:
+    changes = ["training.epochs=1", "technique={name: lora, learning_rate: 0.01}"]
+    states = []
+    for number, change in enumerate(["micro_batch_size=null", "micro_batch_size=3", "gradient_checkpointing=true"]):
+        started = job(recipe, *changes, f"training.{change}", f"output=out{number}")
+        for module in started.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        started.train(quiet=True)
+        states.append(started.adapter.state())
+    for other in states[1:]:
+        for name, tensor in states[0].items():
+            torch.testing.assert_close(other[name], tensor, atol=2e-5, rtol=1e-3)
+
+
+def test_a_loss_that_is_not_finite_names_the_rate(recipe: Path) -> None:
+    with pytest.raises(UserError, match=r"The loss was (nan|inf) at step \d+, with learning rate"):
+        job(recipe, "technique=full", "training.learning_rate=1e30", "training.warmup=0").train(quiet=True)
+
+
+def test_too_little_memory_says_what_to_lower(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(training, "_backward", full)
+    with pytest.raises(UserError, match="Lower training.micro_batch_size"):
+        job(recipe).train(quiet=True)
+
+
+def test_bf16_trains_fp32_parameters(recipe: Path) -> None:
+    started = job(recipe, "training.precision=bf16")
+    assert {parameter.dtype for parameter in started.adapter.parameters()} == {torch.float32}
+    assert started.model.bert.encoder.layer[0].output.dense.weight.dtype == torch.bfloat16
+    metrics = started.train(quiet=True)
+    assert metrics["curve"][-1]["train_loss"] < metrics["curve"][0]["train_loss"]
+
+
+def test_a_tracker_that_is_not_installed_names_its_package(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        job(recipe, "training.tracker=wandb").train(quiet=True)
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)])
+def test_schedules_rise_and_fall(schedule: str, middle: float) -> None:
+    config = TrainingConfig(schedule=schedule, warmup=0.1)
+    rates = [rate_at(step, 100, config) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(middle)
+    assert all(0 < rate <= 1 for rate in rates)
+
+
+def test_the_rates_come_from_the_most_specific_place(recipe: Path) -> None:
+    assert job(recipe, "technique=full", "training.learning_rate=null").rates == (1e-4, 1e-3)
+    assert job(recipe, "technique=full").rates == (0.01, 0.01)
+    assert job(recipe, "technique={name: full, learning_rate: 0.2}").rates == (0.2, 0.2)
+    assert job(recipe, "technique={name: full, head_learning_rate: 0.3}").rates == (0.01, 0.3)
+
+
+def test_the_head_starts_the_same_whatever_the_technique(recipe: Path) -> None:
+    heads = [job(recipe, f"technique={name}").adapter.state()["classifier.weight"] for name in ("lora", "full", "head")]
+    assert torch.equal(heads[0], heads[1])
+    assert torch.equal(heads[0], heads[2])
