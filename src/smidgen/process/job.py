@@ -5,21 +5,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from smidgen import files, manifest
 from smidgen.adapter import Adapter, attach, load
 from smidgen.errors import UserError
+from smidgen.process import checkpoint
 from smidgen.process import predict as prediction
 from smidgen.process.data import Example, TaskData, load_data, read_examples
 from smidgen.process.encoding import Encoded, encode, pad_id
 from smidgen.process.evaluate import Scores, evaluate, exact_match
 from smidgen.process.memory import peak_memory
 from smidgen.process.models import kind, load_model, longest_text
+from smidgen.process.parallel import get_weights, is_sharded, this_process
 from smidgen.process.plan import Plan, make_plan
 from smidgen.process.recipe import Recipe, load_recipe
 from smidgen.process.train import Progress, train
@@ -126,14 +131,17 @@ class Job:
             UserError: an unfinished run is in the way, the memory does not suffice, or the loss is not finite.
             Interrupted: Ctrl-C; a checkpoint was saved.
         """
-        folder = Path(self.recipe.output)
-        if (folder / "checkpoint").is_dir() and not resume:
+        folder, is_main = Path(self.recipe.output), this_process().is_main_process
+        stopped = folder / "checkpoint"
+        if checkpoint.exists(stopped) and not resume:
             raise UserError(
-                f"{folder} holds an unfinished run. Add --resume to go on with it, remove {folder / 'checkpoint'} to "
-                "start again, or give another output."
+                f"{folder} holds an unfinished run. Add --resume to go on with it, remove {stopped} to start again, or "
+                "give another output."
             )
-        (folder / "metrics.json").unlink(missing_ok=True)
-        self.recipe.save(folder / "recipe.yaml")
+        resume = resume and (checkpoint.exists(stopped) or not stopped.is_dir())  # stopped in its first checkpoint
+        if is_main and not resume:
+            (folder / "metrics.json").unlink(missing_ok=True)
+            self.recipe.save(folder / "recipe.yaml")
         with _told_when_out_of_memory():
             progress = train(
                 self.model,
@@ -149,15 +157,35 @@ class Job:
             )
             peak = peak_memory(self.model.device)
             scores = self.evaluate()
-        metrics = self._metrics(progress, scores, peak)
         kept = {name: value for name, value in scores.items() if isinstance(value, float)}
-        self.adapter.save(folder / "adapter", metrics=kept, labels=self.labels or None)
+        weights = get_weights(self.adapter)
+        if is_main:
+            self._whole(weights).adapter.save(folder / "adapter", metrics=kept, labels=self.labels or None)
+        this_process().wait_for_everyone()
+        metrics = self._metrics(progress, scores, peak)
         metrics["disk_bytes"] = sum(file.stat().st_size for file in (folder / "adapter").iterdir())
-        files.write_json(folder / "metrics.json", metrics)
+        if is_main:
+            files.write_json(folder / "metrics.json", metrics)
+            shutil.rmtree(stopped, ignore_errors=True)
+        this_process().wait_for_everyone()
         return metrics
 
+    def _whole(self, weights: dict[str, Tensor]) -> Job:
+        """This job with nothing sharded, so that one process alone can save it: loaded once more, on the CPU."""
+        if not is_sharded(self.model):
+            return self
+        whole = prepare(self.recipe, device=torch.device("cpu"))
+        whole.adapter.load_state(weights)
+        return whole
+
     def _score(self, rows: Sequence[Encoded]) -> Scores:
-        return evaluate(self.model, rows, labels=self.labels, pad_id=pad_id(self.tokenizer))
+        return evaluate(
+            self.model,
+            rows,
+            labels=self.labels,
+            pad_id=pad_id(self.tokenizer),
+            precision=self.recipe.training.precision,
+        )
 
     def evaluate(self, source: str | None = None) -> Scores:
         """Score the adapter on the test split, or on another labelled source.
@@ -174,7 +202,12 @@ class Job:
             prompts, _ = self.encode([Example(example.text) for example in examples])
             answers = [example.answer or "" for example in examples]
             scores["exact_match"] = exact_match(
-                self.model, self.tokenizer, prompts, answers, pad_id=pad_id(self.tokenizer)
+                self.model,
+                self.tokenizer,
+                prompts,
+                answers,
+                pad_id=pad_id(self.tokenizer),
+                precision=self.recipe.training.precision,
             )
         return scores
 
@@ -218,8 +251,12 @@ class Job:
             self.tokenizer.save_pretrained(folder)
 
 
-def prepare(recipe: Recipe) -> Job:
+def prepare(recipe: Recipe, *, device: torch.device | None = None) -> Job:
     """Load what a recipe names and attach its technique; nothing is written.
+
+    Args:
+        recipe: what to load.
+        device: where the model goes; None: this process's accelerator, or the CPU.
 
     Raises:
         UserError: the data, the model or the technique cannot be used, or they do not go together.
@@ -229,6 +266,7 @@ def prepare(recipe: Recipe) -> Job:
     model, tokenizer = load_model(
         recipe.model, recipe.task, data.labels, seed=training.seed, precision=training.precision
     )
+    model.to(device or this_process().device)  # type: ignore[arg-type]
     torch.manual_seed(training.seed)
     try:
         adapter = attach(model, recipe.technique.methods(), name=_name(recipe), tokenizer=tokenizer)
@@ -259,6 +297,7 @@ def reopen(folder: Path) -> Job:
     model, tokenizer = load_model(
         recipe.model, recipe.task, labels, seed=recipe.training.seed, precision=recipe.training.precision
     )
+    model.to(this_process().device)  # type: ignore[arg-type]
     adapter = load(model, folder / "adapter")
     model.eval()
     return Job(recipe, labels, model, tokenizer, adapter)
@@ -269,7 +308,10 @@ def _told_when_out_of_memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "memory" not in str(error):
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not re.search(
+            "(not enough|can't allocate) memory", str(error)
+        ):  # as a CPU's allocator says it
             raise
         raise UserError(
             "The memory does not suffice. Lower training.micro_batch_size (the result stays the same), set "

@@ -38,6 +38,23 @@ class Table(NamedTuple):
     notes: tuple[str, ...]
 
 
+class BadRow(NamedTuple):
+    """A row that can't be used.
+
+    Attributes:
+        unit: what its number counts, "line" or "row".
+        number: where it is, from 1.
+        problem: what is wrong with it.
+    """
+
+    unit: str
+    number: int
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.unit} {self.number}: {self.problem}"
+
+
 def read_table(source: str, columns: Sequence[str], *, field: str, skip_bad: bool = False) -> Table:
     """Reads the wanted columns of a source as text.
 
@@ -58,15 +75,13 @@ def read_table(source: str, columns: Sequence[str], *, field: str, skip_bad: boo
     name = f"{field}={source!r}"
     rows: list[tuple[str, ...]] = []
     bad: dict[str, list[int]] = defaultdict(list)
-    try:
-        unit, found = _open(source, tuple(columns), name, field)
-        for number, values in found:
-            try:
-                rows.append(_texts(values, columns))
-            except _BadRow as error:
-                bad[str(error)].append(number)
-    except OSError as error:
-        raise UserError(f"{name} can't be read: {error}.") from error
+    unit = ""
+    for row in stream_table(source, columns, field=field):
+        if isinstance(row, BadRow):
+            unit = row.unit
+            bad[row.problem].append(row.number)
+        else:
+            rows.append(row)
     wrong = sum(map(len, bad.values()))
     if not wrong:
         if not rows:
@@ -81,7 +96,29 @@ def read_table(source: str, columns: Sequence[str], *, field: str, skip_bad: boo
     return Table(rows, (f"{said}; they were left out.",))
 
 
-class _BadRow(Exception):
+def stream_table(source: str, columns: Sequence[str], *, field: str) -> Iterator[tuple[str, ...] | BadRow]:
+    """Reads what `read_table` does one row after the other, bad ones as what is wrong with them.
+
+    CSV and JSON lines are never in memory as a whole.
+
+    Raises:
+        UserError: there is no such source, it can't be read, or a column is not there.
+    """
+    name = f"{field}={source!r}"
+    try:
+        unit, found = _open(source, tuple(columns), name, field)
+        for number, values in found:
+            try:
+                row = _texts(values, columns)
+            except _Unusable as error:
+                yield BadRow(unit, number, str(error))
+            else:
+                yield row
+    except OSError as error:
+        raise UserError(f"{name} can't be read: {error}.") from error
+
+
+class _Unusable(Exception):
     pass
 
 
@@ -113,7 +150,7 @@ def _check_file(path: Path, name: str) -> None:
 
 def _texts(values: Sequence[object] | str, columns: Sequence[str]) -> tuple[str, ...]:
     if isinstance(values, str):
-        raise _BadRow(values)
+        raise _Unusable(values)
     return tuple(_text(value, column) for value, column in zip(values, columns, strict=True))
 
 
@@ -123,18 +160,18 @@ def _text(value: object, column: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a column of whole numbers with a gap is stored as floats
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise _BadRow(f"no {column}")
+        raise _Unusable(f"no {column}")
     if isinstance(value, int | float):
         return str(value)
     if not isinstance(value, str):
-        raise _BadRow(f"{column} is a {type(value).__name__}, not text")
+        raise _Unusable(f"{column} is a {type(value).__name__}, not text")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:  # a byte that surrogateescape let through
-            raise _BadRow(f"broken UTF-8 in {column}") from None
+            raise _Unusable(f"broken UTF-8 in {column}") from None
     if not value.strip():
-        raise _BadRow(f"empty {column}")
+        raise _Unusable(f"empty {column}")
     return value
 
 

@@ -1,0 +1,127 @@
+"""The pretrained model and its tokenizer, with the task's head, from a package, a folder or the hub."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from smidgen import embedded
+from smidgen.errors import UserError
+from smidgen.layers import is_causal
+from smidgen.process.encoding import pad_id
+from smidgen.process.recipe import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load_model(
+    source: str, task: Task, labels: tuple[str, ...], *, seed: int, precision: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model for a task; a new head depends on the seed alone, so that every technique starts from the same one.
+
+    Args:
+        source: embedded:NAME, a folder, or a hub id.
+        task: classification gets a head with `labels`.
+        labels: the classes.
+        seed: of the new head.
+        precision: number format of the weights.
+
+    Raises:
+        UserError: there is no such model, or it lacks what the task needs.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    place = str(embedded.model_folder(source.removeprefix("embedded:"))) if source.startswith("embedded:") else source
+    _check_folder(place)
+    arguments: dict[str, Any] = {"dtype": DTYPES[precision]}
+    if task == "classification":
+        arguments["id2label"] = dict(enumerate(labels))
+        arguments["label2id"] = {label: index for index, label in enumerate(labels)}
+    kind: Any = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
+    torch.manual_seed(seed)
+    try:
+        with _quietly():
+            tokenizer = AutoTokenizer.from_pretrained(place)
+            model = kind.from_pretrained(place, **arguments)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model={source!r} cannot be loaded for {task}: {' '.join(str(error).split())} "
+            "Give a folder that save_pretrained wrote, a hub id that can be reached, or embedded:minilm."
+        ) from error
+    model.config.pad_token_id = pad_id(tokenizer) if model.config.pad_token_id is None else model.config.pad_token_id
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Inside, transformers shows no progress and no report of a head that is new, which it always is."""
+    from transformers.utils import logging
+
+    verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _check_folder(place: str) -> None:
+    """Raise a UserError for a folder that is not a model's."""
+    folder = Path(place)
+    if not folder.is_dir():
+        if folder.exists() or place.startswith(("/", ".", "~")):
+            raise UserError(f"model={place!r} is not a folder with a model.")
+        return
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model={place!r} has no config.json, so that it is not a model's folder.")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
+        raise UserError(
+            f"model={place!r} has no tokenizer (tokenizer.json). Copy the tokenizer's files of the model into "
+            "the folder: tokenizer.save_pretrained(folder)."
+        )
+
+
+def kind(model: PreTrainedModel) -> Literal["encoder", "decoder"]:
+    """Which of a technique's default learning rates fits the model."""
+    return "decoder" if is_causal(model) else "encoder"
+
+
+def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens that the model takes at once."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    if positions is not None and isinstance(table, nn.Embedding) and table.padding_idx is not None:
+        positions -= table.padding_idx + 1  # RoBERTa counts from there
+    limits = (positions, getattr(tokenizer, "model_max_length", None), 1 << 20)
+    return int(min(limit for limit in limits if limit is not None))
+
+
+def logits(model: PreTrainedModel, batch: Mapping[str, Tensor], precision: str) -> Tensor:
+    """What the model answers to a batch: (rows, classes), or (rows, length, vocabulary).
+
+    Args:
+        model: on any device; the batch follows it.
+        batch: `input_ids` and `attention_mask`, (rows, length).
+        precision: number format of the activations.
+    """
+    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    cache = {"use_cache": False} if is_causal(model) else {}  # it is for generating
+    with autocast(model, precision):
+        answer: Tensor = model(**inputs, **cache).logits
+    return answer
+
+
+def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
+    """Inside, the model computes in this number format."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")

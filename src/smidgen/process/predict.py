@@ -1,0 +1,85 @@
+"""Answers to new texts, in their order, a batch at a time: a stream of any length needs little memory."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from smidgen.process.batches import collate
+from smidgen.process.data import Example
+from smidgen.process.encoding import pad_id
+from smidgen.process.evaluate import generate
+from smidgen.process.models import logits
+from smidgen.process.tables import BadRow, stream_table
+
+if TYPE_CHECKING:
+    from smidgen.process.job import Job
+
+MAX_NEW_TOKENS = 128
+
+
+def texts(source: str, column: str) -> Iterator[str | BadRow]:
+    """The texts of a file's column, or the lines of standard input for "-"; bad rows in their places.
+
+    Raises:
+        UserError: the file cannot be read, or has no such column.
+    """
+    if source == "-":
+        for number, line in enumerate(sys.stdin.buffer, start=1):
+            yield _line(number, line)
+    else:
+        for row in stream_table(source, (column,), field="rows"):
+            yield row if isinstance(row, BadRow) else row[0]
+
+
+def _line(number: int, line: bytes) -> str | BadRow:
+    try:
+        text = line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        return BadRow("line", number, "broken UTF-8")
+    return text if text.strip() else BadRow("line", number, "empty text")
+
+
+def predict(job: Job, rows: Iterable[str | BadRow], *, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Answer each text; a bad row gets an error in its place, so that answers and rows stay side by side.
+
+    Args:
+        job: a model with its adapter.
+        rows: the texts.
+        batch_size: how many at once.
+
+    Yields:
+        Classification: text, label, score (the label's probability). Generation: text, answer. For a bad row: error.
+    """
+    rows = iter(rows)
+    while batch := list(itertools.islice(rows, batch_size)):
+        known = [row for row in batch if not isinstance(row, BadRow)]
+        answers = iter(_answer(job, known) if known else [])
+        for row in batch:
+            yield {"error": str(row)} if isinstance(row, BadRow) else {"text": row, **next(answers)}
+
+
+def _answer(job: Job, known: list[str]) -> list[dict[str, Any]]:
+    rows, _ = job.encode([Example(text) for text in known])
+    pad, precision = pad_id(job.tokenizer), job.recipe.training.precision
+    if job.recipe.task == "generation":
+        found = generate(
+            job.model,
+            job.tokenizer,
+            rows,
+            pad_id=pad,
+            max_new_tokens=MAX_NEW_TOKENS,
+            batch_size=len(rows),
+            precision=precision,
+        )
+        return [{"answer": answer} for answer in found]
+    with torch.no_grad():
+        best = logits(job.model, collate(rows, pad), precision).float().softmax(-1).max(-1)
+    return [
+        {"label": job.labels[index], "score": round(score, 6)}
+        for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]

@@ -1,0 +1,313 @@
+"""Fine-tuning: one loop, in one process or several, that can be stopped at any step and goes on exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smidgen.errors import UserError
+from smidgen.process import checkpoint, parallel
+from smidgen.process.batches import collate, idle, micro_batches, order
+from smidgen.process.checkpoint import Checkpoint
+from smidgen.process.encoding import IGNORED, Encoded
+from smidgen.process.evaluate import Scores, loss_sum
+from smidgen.process.log import Log
+from smidgen.process.models import logits
+from smidgen.process.recipe import Recipe, TrainingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from smidgen.adapter import Adapter
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was stopped by a signal and has saved a checkpoint; the message says how to go on."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run is, and what it has gathered; it is saved with a checkpoint.
+
+    Attributes:
+        epoch: the current epoch, from 0.
+        position: batches of it that are done.
+        step: optimizer steps that are done.
+        seconds: time spent in training steps.
+        tokens: real tokens trained on.
+        epoch_loss: the sum of the losses of the current epoch's steps.
+        best_score: the best validation score so far; higher is better.
+        best_epoch: when it was first reached.
+        curve: one point an epoch.
+        log_bytes: the log's length.
+    """
+
+    epoch: int = 0
+    position: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    epoch_loss: float = 0.0
+    best_score: float | None = None
+    best_epoch: int = 0
+    curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    log_bytes: int = 0
+
+
+def train(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    rows: Sequence[Encoded],
+    evaluate: Callable[[], Scores],
+    *,
+    recipe: Recipe,
+    rates: tuple[float, float],
+    pad_id: int,
+    data: str,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Progress:
+    """Train an attached adapter and leave its best epoch in it.
+
+    A step's loss and gradient are those of its whole batch, however many processes and micro-batches share it. Nothing
+    of a step is left to chance: its rows are a function of seed and epoch, its dropout of seed, step and process.
+
+    Args:
+        model: the model that the adapter is on.
+        adapter: what is trained.
+        rows: the training rows.
+        evaluate: scores the model on the validation rows: `loss`, and `accuracy` where there are classes.
+        recipe: its `training` is the budget, its `output` the folder for the log and the checkpoint.
+        rates: the learning rates of the adapter and of the task's head.
+        pad_id: fills short rows.
+        data: the fingerprint of the rows.
+        resume: whether to go on from the checkpoint in the output folder.
+        quiet: whether to show no progress.
+
+    Returns:
+        What the run gathered.
+
+    Raises:
+        UserError: the checkpoint does not fit, the disk is full, or the loss is not finite.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
+    """
+    config, folder = recipe.training, Path(recipe.output)
+    parallel.place(model, adapter)
+    if config.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    optimizer = _optimizer(adapter, config, rates)
+    lengths = [len(row.input_ids) for row in rows]
+    epoch_steps = len(order(lengths, config.batch_size, seed=config.seed, epoch=0))
+    steps = min(epoch_steps * config.epochs, config.max_steps or epoch_steps * config.epochs)
+    progress, best = Progress(), dict[str, Tensor]()
+    if resume:
+        progress, best = _restore(checkpoint.load(folder / "checkpoint", recipe, data), adapter, optimizer)
+    saver = _Saver(recipe, data, adapter, optimizer)
+
+    with Log(folder, config, progress, steps, quiet=quiet) as log, _stoppable() as stop:
+        while progress.step < steps and not _out_of_patience(progress, config):
+            model.train()
+            batches = order(lengths, config.batch_size, seed=config.seed, epoch=progress.epoch)
+            for batch in batches[progress.position :]:
+                started = time.perf_counter()
+                _seed(config.seed, progress.step)
+                rate = _set_rates(optimizer, progress.step, steps, config)
+                own_loss = _backward(model, rows, batch, config, pad_id)
+                if progress.step == 0:
+                    adapter.check_gradients()
+                parallel.sum_gradients(adapter)
+                norm = parallel.whole(torch.nn.utils.clip_grad_norm_(list(adapter.parameters()), config.clip))
+                loss, stops, due = parallel.summed(own_loss, bool(stop), saver.is_due(progress.step + 1))
+                _check_finite(loss, float(norm), progress.step, rate)
+                optimizer.step()
+                optimizer.zero_grad()
+                progress.seconds += time.perf_counter() - started
+                progress.step += 1
+                progress.position += 1
+                progress.epoch_loss += loss
+                progress.tokens += sum(lengths[row] for row in batch)
+                log.step(progress, loss, rate)
+                if progress.step == steps:
+                    break
+                if stops or due:
+                    saver.save(progress, best, log)
+                if stops:
+                    raise Interrupted(
+                        f"Stopped after step {progress.step} of {steps}; a checkpoint is in {saver.folder}. "
+                        f"Go on with: smidgen train {folder / 'recipe.yaml'} --resume"
+                    )
+            scores = evaluate()
+            point = _point(progress, scores)
+            progress.curve.append(point)
+            if progress.best_score is None or _quality(scores) > progress.best_score:
+                progress.best_score, progress.best_epoch = _quality(scores), progress.epoch
+                best = parallel.get_weights(adapter)
+            log.epoch(progress, point)
+            progress.epoch, progress.position, progress.epoch_loss = progress.epoch + 1, 0, 0.0
+    parallel.set_weights(adapter, best)
+    return progress
+
+
+def _optimizer(adapter: Adapter, config: TrainingConfig, rates: tuple[float, float]) -> torch.optim.Optimizer:
+    """AdamW over the head and the rest, with their own rates; biases, norms and other vectors do not decay."""
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, parameter in adapter.named_parameters():
+        groups.setdefault((name in adapter.head_names, parameter.dim() > 1), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "rate": rates[head], "weight_decay": config.weight_decay * decays}
+            for (head, decays), parameters in sorted(groups.items(), key=lambda group: group[0])
+        ],
+        lr=rates[0],
+        fused=True,
+    )
+
+
+def rate_at(step: int, steps: int, config: TrainingConfig) -> float:
+    """The learning rate of a step, counted from 0, as a share of the full rate."""
+    warmup = round(config.warmup * steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, steps - warmup)
+    return {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[config.schedule]
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, config: TrainingConfig) -> float:
+    """Set the rates of a step, counted from 0; returns the adapter's, or the head's if nothing else is trained."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["rate"] * rate_at(step, steps, config)
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def _seed(seed: int, step: int) -> None:
+    """Make dropout a function of seed, step and process, so that a run that resumes needs no random state."""
+    entropy = np.random.SeedSequence([seed, step, parallel.this_process().process_index])
+    torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+
+
+def _backward(
+    model: PreTrainedModel, rows: Sequence[Encoded], batch: Sequence[int], config: TrainingConfig, pad_id: int
+) -> float:
+    """Add up the gradients of this process's part of a batch, in pieces; returns its part of the batch's mean loss."""
+    process = parallel.this_process()
+    pieces = micro_batches(
+        batch,
+        process=process.process_index,
+        processes=process.num_processes,
+        micro_batch_size=config.micro_batch_size,
+    )
+    labels = sum(_count_labels(rows[row]) for row in batch)  # of all processes
+    total = torch.zeros((), device=process.device)
+    for piece in pieces:
+        inputs = collate([rows[row] for row in piece] or [idle(rows[batch[-1]])], pad_id)
+        found = logits(model, inputs, config.precision)
+        loss = loss_sum(found, inputs["labels"].to(found.device)).sum() / labels
+        loss.backward()
+        total += loss.detach()
+    return float(total)
+
+
+def _count_labels(row: Encoded) -> int:
+    return 1 if isinstance(row.labels, int) else sum(label != IGNORED for label in row.labels[1:])
+
+
+def _check_finite(loss: float, norm: float, step: int, rate: float) -> None:
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    what = f"loss was {loss}" if not math.isfinite(loss) else f"gradient's norm was {norm}"
+    raise UserError(
+        f"The {what} at step {step + 1}, with learning rate {rate:.2g}. Lower training.learning_rate, lengthen "
+        "training.warmup, or use training.precision=fp32."
+    )
+
+
+def _quality(scores: Scores) -> float:
+    """What the best epoch is chosen by; higher is better."""
+    return float(scores.get("accuracy", -scores["loss"]))
+
+
+def _point(progress: Progress, scores: Scores) -> dict[str, Any]:
+    return {
+        "epoch": progress.epoch + 1,
+        "step": progress.step,
+        "seconds": progress.seconds,
+        "train_loss": progress.epoch_loss / max(1, progress.position),
+        "validation_loss": scores["loss"],
+        "validation_score": scores.get("accuracy", scores["loss"]),
+    }
+
+
+def _out_of_patience(progress: Progress, config: TrainingConfig) -> bool:
+    return config.patience is not None and progress.epoch - progress.best_epoch > config.patience
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """Inside, Ctrl-C and SIGTERM are noted in the list, so that no step is torn; insisting stops one all the same."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        if len(caught) > INSISTING:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # Python gives signals to the main thread alone
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+INSISTING = 2
+"""Signals that a step may take to end: one Ctrl-C comes from the terminal and from `accelerate launch` as well."""
+
+
+class _Saver:
+    """Writes the run's checkpoints, when they are due."""
+
+    def __init__(self, recipe: Recipe, data: str, adapter: Adapter, optimizer: torch.optim.Optimizer) -> None:
+        self.recipe, self.data, self.adapter, self.optimizer = recipe, data, adapter, optimizer
+        self.folder = Path(recipe.output) / "checkpoint"
+        self.last = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is due after this step, counted from 1, by steps or by minutes."""
+        config = self.recipe.training
+        by_steps = config.checkpoint_steps is not None and step % config.checkpoint_steps == 0
+        minutes = (time.monotonic() - self.last) / 60
+        return by_steps or (config.checkpoint_minutes or math.inf) <= minutes
+
+    def save(self, progress: Progress, best: dict[str, Tensor], log: Log) -> None:
+        """Write one now."""
+        progress.log_bytes = log.bytes()
+        weights, moments = parallel.get_weights(self.adapter), parallel.get_moments(self.adapter, self.optimizer)
+        if parallel.this_process().is_main_process:
+            written = Checkpoint(dataclasses.asdict(progress), weights, best, moments)
+            checkpoint.save(self.folder, written, self.recipe, self.data)
+        parallel.this_process().wait_for_everyone()
+        self.last = time.monotonic()
+
+
+def _restore(
+    saved: Checkpoint, adapter: Adapter, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor]]:
+    """Put a checkpoint's weights and moments in place."""
+    parallel.set_weights(adapter, saved.weights)
+    parallel.set_moments(adapter, optimizer, saved.moments)
+    return Progress(**saved.progress), dict(saved.best)
