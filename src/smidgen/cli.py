@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smidgen.errors import UserError
+from smidgen.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,8 +46,8 @@ def main() -> None:
     except UserError as error:
         print(f"smidgen: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as stopped:
-        print(f"smidgen: {stopped or 'Stopped.'}", file=sys.stderr)
+    except Interrupted as stopped:
+        print(f"smidgen: {stopped}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         sys.stderr.close()
@@ -240,7 +240,7 @@ def _compare(recipe: Recipe, command: str, *, as_json: bool) -> None:
     with live(console) as watch:
         result = run(recipe, command=command, watch=watch)
     console.print()
-    console.print(result["advice"], highlight=False)
+    console.print(result["advice"], highlight=False, soft_wrap=True)
     console.print(f"\nThe page: {Path(recipe.output) / 'report.html'}", highlight=False, soft_wrap=True)
     if all(row["status"] == "failed" for row in result["techniques"]):
         raise UserError("Every technique failed; the errors are in the table above and in the page.")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from smidgen import files
 from smidgen.errors import UserError
 
-FORMAT = 1
+FORMAT: Final = 1
 FILE = "adapter.json"
-TENSORS = "adapter.safetensors"
+TENSORS: Final = "adapter.safetensors"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 Name = Annotated[StrictStr, Field(pattern=f"^{NAME}$")]

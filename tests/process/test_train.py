@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from smidgen.errors import UserError
+from smidgen.errors import Interrupted, UserError
 from smidgen.process import train as training
 from smidgen.process.job import Job, prepare
 from smidgen.process.recipe import TrainingConfig, load_recipe
-from smidgen.process.train import Interrupted, rate_at
+from smidgen.process.train import rate_at
 from tests.process.tiny import save_recipe
 
 RECIPE = "training: {epochs: 3, batch_size: 8, learning_rate: 0.01, checkpoint_minutes: null}\n"
@@ -144,7 +144,9 @@ def test_resuming_nothing_says_so(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[:-10], lambda data: data[:50] + b"x" + data[51:], lambda data: b""], ids=["cut", "changed", "empty"]
+    "damage",
+    [lambda data: data[:-10], lambda data: data[:50] + b"x" + data[51:], lambda data: b""],
+    ids=["cut", "changed", "empty"],
 )
 def test_a_damaged_checkpoint_is_refused(recipe: Path, damage: object, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(job(recipe), 3, monkeypatch)

@@ -1,119 +1,65 @@
-"""A tiny pretrained encoder and decoder as folders with their tokenizers, rows for them to learn, and their recipes."""
+"""A tiny model with its tokenizer, and data for it, as files: everything that a recipe names, made in a moment."""
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from smidgen.files import write_json
-from smidgen.process.recipe import Recipe, load_recipe
-
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[EOS]"]
-MOODS = {"good": ["fine", "sunny", "sweet"], "bad": ["grim", "sour", "bleak"]}
-FILLERS = ["the", "day", "was", "a", "very", "and", "so", "it", "is", "we", "all", "met", "at", "noon"]
-COLOURS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
-VOCABULARY = [*SPECIAL, *MOODS["good"], *MOODS["bad"], *FILLERS, *COLOURS, *COLOURS.values(), "colour", "?", ":"]
+WORDS = [*"abcdefghijklmnopqrstuvwxyz", *"good bad fine poor day train film book is was the a very not".split()]
+SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
 
 
-def tokenizer(*, encoder: bool) -> transformers.PreTrainedTokenizerFast:
-    """Words of the vocabulary; an encoder's texts stand between [CLS] and [SEP]."""
-    inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    if encoder:
-        inner.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+def tokenizer(*, decoder: bool) -> transformers.PreTrainedTokenizerFast:
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys([*SPECIAL, *WORDS]))}
+    tokens = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    if decoder:
+        return transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokens, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]", bos_token="[CLS]"
         )
+    tokens.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]" if encoder else None, eos_token="[EOS]"
+        tokenizer_object=tokens, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )
 
 
-def encoder(folder: Path, *, dropout: float = 0.0) -> Path:
-    """A BERT without a head; `dropout` is used in hidden layers and attention."""
+def save_model(folder: Path, *, decoder: bool = False) -> Path:
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=40,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        initializer_range=0.2,
-    )
-    transformers.BertModel(config).save_pretrained(folder)
-    tokenizer(encoder=True).save_pretrained(folder)
+    size = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    common = {**size, "intermediate_size": 48, "initializer_range": 0.2, "max_position_embeddings": 48}
+    if decoder:
+        config = transformers.LlamaConfig(**common, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+        model: transformers.PreTrainedModel = transformers.LlamaForCausalLM(config)
+    else:
+        model = transformers.BertModel(transformers.BertConfig(**common))
+    model.save_pretrained(folder)
+    tokenizer(decoder=decoder).save_pretrained(folder)
     return folder
 
 
-def decoder(folder: Path) -> Path:
-    """A Llama without a padding token."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        bos_token_id=None,
-        eos_token_id=4,
-        initializer_range=0.2,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer(encoder=False).save_pretrained(folder)
-    return folder
-
-
-def moods(path: Path, count: int = 60) -> Path:
-    """Rows "text,label" of different lengths, each with a word that tells its label."""
-    draw = random.Random(0)
-    lines = ["text,label"]
-    for row in range(count):
-        label = draw.choice([*MOODS])
-        words = [*draw.choices(FILLERS, k=draw.randint(2, 12)), draw.choice(MOODS[label]), FILLERS[row % len(FILLERS)]]
-        lines.append(f"{' '.join(words)},{label}")
-    path.write_text("\n".join(lines) + "\n")
+def save_rows(path: Path, *, rows: int = 60, decoder: bool = False) -> Path:
+    things = ["day", "train", "film", "book"]
+    lines = ["text,answer" if decoder else "text,label"]
+    for row in range(rows):
+        words = f"the {things[row % 4]} {WORDS[row % 26]} {WORDS[row * 7 % 26]} is"
+        good = row * 5 % 3 > 0
+        extra = " very" * (row % 5)
+        answer = "fine good" if good else "poor bad"
+        lines.append(f"{words}{extra},{answer}" if decoder else f"{words}{extra} {answer},{'yes' if good else 'no'}")
+    path.write_text("\n".join(lines) + "\n", "utf-8")
     return path
 
 
-def colours(path: Path, count: int = 40) -> Path:
-    """Rows "text,answer": what colour a thing has, asked in several ways."""
-    draw = random.Random(0)
-    lines = ["text,answer"]
-    for _ in range(count):
-        thing = draw.choice([*COLOURS])
-        lines.append(f"{' '.join(draw.choices(FILLERS, k=draw.randint(1, 9)))} {thing},{COLOURS[thing]}")
-    path.write_text("\n".join(lines) + "\n")
+def save_recipe(folder: Path, text: str = "", *, decoder: bool = False) -> Path:
+    """A recipe with its model and data beside it."""
+    save_model(folder / "model", decoder=decoder)
+    save_rows(folder / "rows.csv", decoder=decoder)
+    task = "generation" if decoder else "classification"
+    path = folder / "recipe.yaml"
+    path.write_text(f"model: ./model\ntask: {task}\ndata: {{train: rows.csv}}\noutput: out\n{text}", "utf-8")
     return path
-
-
-def recipe(folder: Path, *, task: str = "classification", dropout: float = 0.0, **changes: Any) -> Recipe:
-    """A recipe in `folder` with a tiny model and its rows, unless they are there; `changes` such as training__seed=1."""
-    if not (folder / "model").is_dir():
-        if task == "classification":
-            encoder(folder / "model", dropout=dropout)
-            moods(folder / "rows.csv")
-        else:
-            decoder(folder / "model")
-            colours(folder / "rows.csv")
-    fields: dict[str, Any] = {
-        "model": "./model",
-        "task": task,
-        "data": {"train": "rows.csv"},
-        "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01},
-        "output": "run",
-    }
-    if task == "generation":
-        fields["data"]["template"] = "colour {text} ?"
-    write_json(folder / "recipe.yaml", fields)
-    return load_recipe(
-        folder / "recipe.yaml", [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
-    )

@@ -1,9 +1,9 @@
 """AdapterFusion: Non-Destructive Task Composition for Transfer Learning. Pfeiffer et al., 2021, arXiv:2005.00247.
 
-One bottleneck a block instead of Houlsby's two, after the feed-forward network's residual and norm (found by search over
-where adapters and norms go): h + up(relu(down(h))), with h a block's output. In pre-norm models the block ends at its
-residual, and that is where the adapter sits. Where we differ: in post-norm models the authors' library applies the
-block's norm a second time after the adapter; here the block stays as it is.
+One bottleneck a block instead of Houlsby's two, after the feed-forward network's residual and norm (found by search
+over where adapters and norms go): h + up(relu(down(h))), with h a block's output. In pre-norm models the block ends
+at its residual, and that is where the adapter sits. Where we differ: in post-norm models the authors' library applies
+the block's norm a second time after the adapter; here the block stays as it is.
 """
 
 from __future__ import annotations

@@ -24,13 +24,12 @@ from typing import Any
 import numpy as np
 
 from smidgen import __version__, files
-from smidgen.errors import UserError
+from smidgen.errors import Interrupted, UserError
 from smidgen.process.advice import advise
 from smidgen.process.data import TaskData, load_data
 from smidgen.process.recipe import Recipe
 from smidgen.process.statistics import Scores, difference, interval
 from smidgen.process.technique import TechniqueSpec
-from smidgen.process.train import Interrupted
 from smidgen.report.page import write_page
 
 BASELINE = "full"

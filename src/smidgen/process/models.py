@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from accelerate.utils import patch_environment
 from torch import Tensor, nn
 
 from smidgen import embedded
@@ -48,7 +49,7 @@ def load_model(
     kind: Any = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
     torch.manual_seed(seed)
     try:
-        with _quietly():
+        with _quietly(), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):  # every process loads the weights
             tokenizer = AutoTokenizer.from_pretrained(place)
             model = kind.from_pretrained(place, **arguments)
     except (OSError, ValueError) as error:

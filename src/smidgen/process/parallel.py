@@ -79,7 +79,7 @@ def place(model: PreTrainedModel, adapter: Adapter) -> None:
         )
     whole = set() if 2 * adapter.trainable > adapter.total else set(adapter.parameters())
     for module in [*(model.get_submodule(name) for stack in blocks(model) for name in stack), model]:
-        group = fully_shard(module, ignored_params=whole)
+        group = fully_shard(module, ignored_params=whole, reshard_after_forward=True)  # True: the whole model as well
         group.set_gradient_divide_factor(1.0)  # gradients are summed, not averaged
         group.set_force_sum_reduction_for_comms(True)  # as gloo has no other way to
 

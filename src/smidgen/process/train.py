@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smidgen.errors import UserError
+from smidgen.errors import Interrupted, UserError
 from smidgen.process import checkpoint, parallel
 from smidgen.process.batches import collate, idle, micro_batches, order
 from smidgen.process.checkpoint import Checkpoint
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from smidgen.adapter import Adapter
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was stopped by a signal and has saved a checkpoint; the message says how to go on."""
 
 
 @dataclasses.dataclass

@@ -1,0 +1,113 @@
+"""A comparison runs each technique in its own process, goes on where it stopped, and follows from its numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from smidgen.process.compare import compare
+from smidgen.process.recipe import load_recipe
+from tests.process.tiny import save_recipe
+
+RECIPE = """\
+training: {epochs: 2, batch_size: 8, learning_rate: 0.01}
+compare: [full, lora, {name: lora, rank: 32, targets: query}]
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """One small comparison, shared by the tests that read it."""
+    path = save_recipe(tmp_path_factory.mktemp("compare"), RECIPE)
+    seen = []
+    result = compare(load_recipe(path), command="smidgen compare recipe.yaml", watch=lambda now: seen.append(str(now)))
+    assert any("'progress'" in now for now in seen)
+    return path, result
+
+
+def test_every_technique_has_its_numbers(done: tuple[Path, dict]) -> None:
+    path, result = done
+    assert json.loads((path.parent / "out" / "compare.json").read_text()) == result
+    assert [row["name"] for row in result["techniques"]] == ["full", "lora", "lora-rank-32-targets-query"]
+    for row in result["techniques"]:
+        assert row["status"] == "done"
+        assert len(row["scores"]) == 2
+        assert row["score"] == pytest.approx(sum(row["scores"]) / 2)
+        assert row["low"] <= row["score"] <= row["high"]
+        assert row["peak_memory_bytes"] > 10_000_000
+        assert row["seconds"] > 0
+    full, lora, _ = result["techniques"]
+    assert lora["difference"] == pytest.approx(lora["score"] - full["score"])
+    assert lora["difference_low"] <= lora["difference"] <= lora["difference_high"]
+    assert lora["trained"] < full["trained"]
+    assert lora["disk_bytes"] < full["disk_bytes"]
+    assert full["difference"] is None
+    assert result["advice"]
+
+
+def test_all_techniques_see_the_same_rows(done: tuple[Path, dict]) -> None:
+    runs = [json.loads(path.read_text()) for path in (done[0].parent / "out" / "runs").glob("*/metrics.json")]
+    assert len(runs) == 6
+    assert len({run["data"] for run in runs}) == 1
+    assert {tuple(run["test"]["targets"]) for run in runs} == {tuple(runs[0]["test"]["targets"])}
+
+
+def test_a_second_call_measures_nothing_again(done: tuple[Path, dict]) -> None:
+    path, result = done
+    files = {file: file.stat().st_mtime_ns for file in (path.parent / "out" / "runs").glob("*/metrics.json")}
+    again = compare(load_recipe(path), command="smidgen compare recipe.yaml")
+    assert {file: file.stat().st_mtime_ns for file in files} == files
+    assert again["techniques"] == result["techniques"]
+
+
+def test_a_changed_recipe_is_measured_anew(done: tuple[Path, dict]) -> None:
+    path, _ = done
+    recipe = load_recipe(path, ["training.epochs=1", "compare=[lora]", "seeds=[0]"])
+    again = compare(recipe, command="smidgen compare recipe.yaml")
+    assert len(again["techniques"][0]["curve"]) == 1
+    assert "Add `full`" in again["advice"]
+
+
+def test_a_technique_that_fails_leaves_the_others(tmp_path: Path) -> None:
+    path = save_recipe(tmp_path, "training: {epochs: 1}\ncompare: [{name: lora, rank: 33}, head]\n")
+    result = compare(load_recipe(path), command="smidgen compare recipe.yaml")
+    lora, head = result["techniques"]
+    assert lora["status"] == "failed"
+    assert "rank 33 is above the size" in lora["error"]
+    assert head["status"] == "done"
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    save_recipe(tmp_path, "training: {epochs: 400, batch_size: 8}\ncompare: [head, lora]\n")
+    command = [sys.executable, "-m", "smidgen", "compare", "recipe.yaml"]
+    environment = {**os.environ, "COLUMNS": "80"}
+    first = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+    )
+    log = tmp_path / "out" / "runs" / "head-s0" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size > 500) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGINT)
+    _, errors = first.communicate(timeout=120)
+    assert first.returncode == 130, errors
+    assert "Go on with the same command: smidgen compare recipe.yaml" in errors
+    assert (tmp_path / "out" / "runs" / "head-s0" / "checkpoint").is_dir()
+    shorter = [*command, "--json"]
+    second = subprocess.run(shorter, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
+    result = json.loads(second.stdout)
+    assert [row["status"] for row in result["techniques"]] == ["done", "done"]

@@ -1,0 +1,131 @@
+"""Scores are those of the field's reference, whatever the batch size, and evaluation changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+
+from smidgen.process.encoding import IGNORED, Encoded
+from smidgen.process.evaluate import _class_scores, evaluate, exact_match, generate, loss_sum
+from smidgen.process.job import Job, prepare
+from smidgen.process.recipe import load_recipe
+from tests.process.tiny import save_recipe
+
+
+@pytest.fixture(scope="module", params=["classification", "generation"])
+def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp(request.param)
+    return prepare(load_recipe(save_recipe(folder, decoder=request.param == "generation")))
+
+
+def scores(job: Job, batch_size: int) -> dict:
+    return evaluate(job.model, job.splits["train"], labels=job.labels, pad_id=0, batch_size=batch_size)
+
+
+def test_the_loss_is_the_model_s_own(job: Job) -> None:
+    rows = job.splits["train"]
+    total, labels = 0.0, 0
+    for row in rows:
+        answers = torch.tensor([row.labels])
+        count = 1 if answers.dim() == 1 else int((answers != IGNORED).sum())
+        with torch.no_grad():
+            total += count * float(job.model.eval()(input_ids=torch.tensor([row.input_ids]), labels=answers).loss)
+        labels += count
+    assert scores(job, 8)["loss"] == pytest.approx(total / labels, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_scores_do_not_depend_on_the_batch_size(job: Job, batch_size: int) -> None:
+    ours, theirs = scores(job, batch_size), scores(job, 8)
+    assert ours.keys() == theirs.keys()
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+    if job.labels:
+        assert {**ours, "loss": 0} == {**theirs, "loss": 0}
+    else:
+        assert ours["row_losses"] == pytest.approx(theirs["row_losses"], rel=1e-5)
+        assert ours["row_tokens"] == theirs["row_tokens"]
+
+
+def test_evaluation_leaves_the_model_as_it_was(job: Job) -> None:
+    before = job.adapter.state()
+    for training in (True, False):
+        job.model.train(training)
+        scores(job, 8)
+        assert job.model.training == training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in job.adapter.state().items())
+    assert all(parameter.grad is None for parameter in job.model.parameters())
+
+
+def test_class_scores_are_scikit_learn_s() -> None:
+    draw = torch.Generator().manual_seed(0)
+    targets = torch.randint(3, (50,), generator=draw).tolist()
+    found = torch.randint(3, (50,), generator=draw).tolist()
+    ours = _class_scores(found, targets, ["a", "b", "c"])
+    assert ours["accuracy"] == accuracy_score(targets, found)
+    assert ours["macro_f1"] == pytest.approx(f1_score(targets, found, average="macro"))
+    assert sum(map(sum, ours["confusion"])) == 50
+    assert ours["confusion"][targets[0]][found[0]] > 0  # rows are the true classes
+    assert [entry["support"] for entry in ours["per_class"]] == [targets.count(label) for label in range(3)]
+
+
+def test_a_class_that_no_row_has_does_not_lower_macro_f1() -> None:
+    scores = _class_scores([0, 1, 1, 0], [0, 1, 1, 0], ["a", "b", "never"])
+    assert scores["macro_f1"] == 1.0
+    assert scores["per_class"][2] == {"label": "never", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+
+
+def test_a_row_s_loss_is_the_sum_over_its_labels() -> None:
+    logits = torch.randn(2, 4, 9)
+    labels = torch.tensor([[IGNORED, 3, 4, IGNORED], [IGNORED, IGNORED, IGNORED, 5]])
+    logs = logits.log_softmax(-1)
+    expected = [-(logs[0, 0, 3] + logs[0, 1, 4]), -logs[1, 2, 5]]
+    torch.testing.assert_close(loss_sum(logits, labels), torch.stack(expected))
+
+
+def test_rows_without_labels_have_no_loss_and_no_gradient() -> None:
+    logits = torch.randn(2, 4, 9, requires_grad=True)
+    loss = loss_sum(logits, torch.full((2, 4), IGNORED))
+    assert loss.tolist() == [0.0, 0.0]
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return prepare(load_recipe(save_recipe(tmp_path_factory.mktemp("writer"), decoder=True)))
+
+
+def prompts(job: Job) -> list[Encoded]:
+    return [
+        Encoded(row.input_ids[: row.labels.index(label)], IGNORED)
+        for row in job.splits["train"]
+        if isinstance(row.labels, list)
+        for label in [next(label for label in row.labels if label != IGNORED)]
+    ]
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(writer: Job) -> None:
+    rows = prompts(writer)
+    assert len({len(row.input_ids) for row in rows}) > 2  # or nothing would be padded
+    alone, together = (
+        generate(writer.model, writer.tokenizer, rows, pad_id=0, max_new_tokens=6, batch_size=size) for size in (1, 16)
+    )
+    assert alone == together
+    assert len(set(alone)) > 2
+
+
+def test_exact_match_counts_the_expected_answers(writer: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = []
+
+    def answer(*_: object, max_new_tokens: int, **__: object) -> list[str]:
+        room.append(max_new_tokens)
+        return ["fine good", "poor", "poor bad"]
+
+    monkeypatch.setattr("smidgen.process.evaluate.generate", answer)
+    wanted = ["fine good ", "poor bad", "poor bad"]
+    assert exact_match(writer.model, writer.tokenizer, prompts(writer)[:3], wanted, pad_id=0) == 2 / 3
+    assert room[0] > 2  # the longest expected answer and the end of text fit

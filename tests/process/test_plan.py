@@ -1,0 +1,57 @@
+"""The plan counts exactly, estimates from real steps, and leaves no trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from smidgen.process.job import Job, prepare
+from smidgen.process.recipe import load_recipe
+from tests.process.tiny import save_recipe
+
+
+def job(folder: Path, *changes: str) -> Job:
+    return prepare(load_recipe(save_recipe(folder, "training: {epochs: 2, batch_size: 8}\n"), changes))
+
+
+@pytest.mark.parametrize("technique", ["lora", "houlsby", "prefix-tuning", "full", "head"])
+def test_the_plan_says_what_the_run_then_does(tmp_path: Path, technique: str) -> None:
+    planned = job(tmp_path, f"technique={technique}").plan()
+    metrics = job(tmp_path, f"technique={technique}").train(quiet=True)
+    assert planned.trainable == metrics["trained"]
+    assert planned.trainable + planned.frozen == metrics["total"]
+    assert planned.steps == metrics["steps"]
+    assert 0 < metrics["disk_bytes"] - planned.disk_bytes < 20_000  # the description
+    assert planned.tokens * 2 == metrics["tokens"]
+    assert planned.seconds > 0
+    assert planned.memory_bytes > 10_000_000
+
+
+def test_planning_leaves_no_trace(tmp_path: Path) -> None:
+    plain, planned = job(tmp_path), job(tmp_path)
+    random = torch.get_rng_state()
+    before = planned.adapter.state()
+    planned.plan()
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in planned.adapter.state().items())
+    assert all(parameter.grad is None for parameter in planned.model.parameters())
+    assert not (tmp_path / "out").exists()
+    plain.train(quiet=True)
+    planned.train(quiet=True)
+    states = [done.adapter.state() for done in (plain, planned)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_matches_are_listed_by_kind(tmp_path: Path) -> None:
+    planned = job(tmp_path, "technique={name: lora, targets: attention, layers: last:1}").plan()
+    assert "attention.self.query: 1 of 2 blocks" in planned.matched
+    assert planned.own == ["classifier.weight", "classifier.bias"]
+    own = job(tmp_path, "technique=houlsby").plan().own
+    assert any(line.endswith("output.LayerNorm.weight in 2 places") for line in own)
+
+
+def test_virtual_tokens_are_said(tmp_path: Path) -> None:
+    planned = job(tmp_path, "technique={name: prompt-tuning, length: 5}").plan()
+    assert planned.virtual_tokens == 5

@@ -1,0 +1,102 @@
+"""Answers come in the order of the rows, a batch at a time, and a bad row gets an error in its place."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from smidgen.errors import UserError
+from smidgen.process.job import Job, prepare, reopen
+from smidgen.process.predict import predict, texts
+from smidgen.process.recipe import load_recipe
+from smidgen.process.tables import BadRow
+from tests.process.tiny import save_recipe
+
+RECIPE = "training: {epochs: 4, batch_size: 8, learning_rate: 0.01}\n"
+
+
+@pytest.fixture(scope="module", params=["classification", "generation"])
+def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp(request.param)
+    prepare(load_recipe(save_recipe(folder, RECIPE, decoder=request.param == "generation"))).train(quiet=True)
+    return reopen(folder / "out")
+
+
+def test_answers_are_those_of_each_row_alone(job: Job) -> None:
+    rows = [example.text for example in job.data.test + job.data.validation]
+    alone = [next(predict(job, [row], batch_size=1)) for row in rows]
+    together = list(predict(job, rows, batch_size=4))
+    assert [answer["text"] for answer in together] == rows
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.get("label", ours.get("answer")) == theirs.get("label", theirs.get("answer"))
+        assert ours.get("score", 0) == pytest.approx(theirs.get("score", 0), abs=1e-5)
+
+
+def test_answers_say_what_evaluation_counts(job: Job) -> None:
+    answers = list(predict(job, [example.text for example in job.data.test], batch_size=8))
+    scores = job.evaluate()
+    if job.labels:
+        assert [answer["label"] for answer in answers] == [job.labels[index] for index in scores["predictions"]]
+        assert all(1 / len(job.labels) <= answer["score"] <= 1 for answer in answers)
+    else:
+        right = [a["answer"] == e.answer for a, e in zip(answers, job.data.test, strict=True)]
+        assert sum(right) / len(right) == scores["exact_match"]
+
+
+def test_a_bad_row_gets_an_error_in_its_place(job: Job) -> None:
+    rows = ["the day is", BadRow("line", 2, "empty text"), BadRow("line", 3, "broken UTF-8"), "a film"]
+    answers = list(predict(job, rows, batch_size=2))
+    assert [answer.get("text") for answer in answers] == ["the day is", None, None, "a film"]
+    assert answers[1:3] == [{"error": "line 2: empty text"}, {"error": "line 3: broken UTF-8"}]
+    json.dumps(answers)
+
+
+def test_a_stream_without_end_is_answered_as_it_comes(job: Job) -> None:
+    taken = itertools.count()
+
+    def rows() -> Iterator[str]:
+        while True:
+            next(taken)
+            yield "the day is"
+
+    assert len(list(itertools.islice(predict(job, rows(), batch_size=3), 7))) == 7
+    assert next(taken) == 9  # three batches, and no row more
+
+
+def test_standard_input_is_a_text_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = b"one fine day\r\n\n  \nna\xc3\xafve\nbroken \xff\nlast"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="ascii"))
+    assert list(texts("-", "text")) == [
+        "one fine day",
+        BadRow("line", 2, "empty text"),
+        BadRow("line", 3, "empty text"),
+        "naïve",
+        BadRow("line", 5, "broken UTF-8"),
+        "last",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("rows.csv", 'id,text\n1,"a, b"\n2,\n3,c\n'),
+        ("rows.tsv", "id\ttext\n1\ta, b\n2\t\n3\tc\n"),
+        ("rows.jsonl", '{"text": "a, b"}\n{"text": ""}\n{"text": "c"}\n'),
+    ],
+)
+def test_a_file_keeps_its_order_and_its_bad_rows(tmp_path: Path, name: str, data: str) -> None:
+    (tmp_path / name).write_text(data)
+    first, bad, last = texts(str(tmp_path / name), "text")
+    assert (first, last) == ("a, b", "c")
+    assert isinstance(bad, BadRow)
+    assert bad.problem == "empty text"
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such file"):
+        next(texts(str(tmp_path / "rows.csv"), "text"))
