@@ -21,7 +21,8 @@ LAUNCH += ["--mixed_precision=no", "--dynamo_backend=no"]
 MODES = {"data parallel": ["--multi_gpu"], "sharded": ["--use_fsdp", "--fsdp_version=2"]}
 
 ENCODER = """
-training: {epochs: 2, batch_size: 7, micro_batch_size: 2, learning_rate: 0.01, weight_decay: 0.1, checkpoint_minutes: null}
+training:
+  {epochs: 2, batch_size: 7, micro_batch_size: 2, learning_rate: 0.01, weight_decay: 0.1, checkpoint_minutes: null}
 """  # 48 rows: the last batch has 6, in pieces of 2 and 1 for each process
 DECODER = """
 training: {epochs: 2, batch_size: 47, learning_rate: 0.01, checkpoint_minutes: null}

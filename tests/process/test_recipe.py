@@ -329,6 +329,11 @@ def test_an_override_is_as_if_written_in_the_file(tmp_path):
     assert (recipe.seeds, recipe.data.label) == ((1, 2), "off")
 
 
+def test_an_override_may_be_json(tmp_path):
+    recipe = load(tmp_path, SMALLEST, 'technique={"name": "lora", "rank": 4, "learning_rate": 3.3e-05}')
+    assert recipe.technique == TechniqueSpec.parse({"name": "lora", "rank": 4, "learning_rate": 3.3e-5})
+
+
 def test_the_last_override_wins_and_may_change_what_an_earlier_one_set(tmp_path):
     overrides = ("technique=parallel", "technique.size=4", "training.epochs=1", "training.epochs=2")
     recipe = load(tmp_path, SMALLEST, *overrides)

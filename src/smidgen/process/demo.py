@@ -5,7 +5,8 @@ RECIPE = """\
 model: embedded:minilm
 data:
   train: embedded:tweets
+  test_share: 0.2
   max_length: 48
 training:
-  epochs: 3
+  epochs: 2
 """

@@ -297,7 +297,7 @@ def reopen(folder: Path) -> Job:
     model, tokenizer = load_model(
         recipe.model, recipe.task, labels, seed=recipe.training.seed, precision=recipe.training.precision
     )
-    model.to(this_process().device)  # type: ignore[arg-type]
+    model.to(this_process().device)
     adapter = load(model, folder / "adapter")
     model.eval()
     return Job(recipe, labels, model, tokenizer, adapter)

@@ -46,13 +46,14 @@ def load_model(
     if task == "classification":
         arguments["id2label"] = dict(enumerate(labels))
         arguments["label2id"] = {label: index for index, label in enumerate(labels)}
+        arguments["ignore_mismatched_sizes"] = True  # a head for other classes makes way for a new one
     kind: Any = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
     torch.manual_seed(seed)
     try:
         with _quietly(), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):  # every process loads the weights
             tokenizer = AutoTokenizer.from_pretrained(place)
             model = kind.from_pretrained(place, **arguments)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the hub, the network, the disk and each format fail in their own ways
         raise UserError(
             f"model={source!r} cannot be loaded for {task}: {' '.join(str(error).split())} "
             "Give a folder that save_pretrained wrote, a hub id that can be reached, or embedded:minilm."

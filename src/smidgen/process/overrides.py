@@ -63,7 +63,7 @@ def _index(node: dict[str, Any] | list[Any], path: list[str], assignment: str) -
 
 
 def _value(text: str, assignment: str) -> Any:
-    flow = text.strip() == "{}" or re.match(r"\s*(\[|\{\s*[\w-]+\s*:)", text)
+    flow = text.strip() == "{}" or re.match(r"\s*(\[|\{\s*[\"']?[\w-]+[\"']?\s*:)", text)
     quoted = text.lstrip().startswith(('"', "'"))
     try:
         value = parse(text, f"--set {shown(assignment)}")

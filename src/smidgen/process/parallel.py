@@ -13,6 +13,7 @@ is sharded like any model.
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@functools.cache
 def this_process() -> PartialState:
     """Which process this is, of how many, and on which device."""
-    known = PartialState._shared_state != {}
     state = PartialState(cpu=not torch.accelerator.is_available())  # unasked, accelerate looks for GPUs only
-    if not known and state.num_processes > 1:
+    if state.num_processes > 1:
         atexit.register(_leave)
     return state
 
@@ -68,6 +69,8 @@ def place(model: PreTrainedModel, adapter: Adapter) -> None:
         UserError: FSDP is asked for in its first version.
     """
     state = this_process()
+    if is_sharded(model):
+        return  # by a run before this one
     model.to(state.device)
     for parameter in adapter.parameters():
         broadcast(parameter.data)
@@ -77,9 +80,11 @@ def place(model: PreTrainedModel, adapter: Adapter) -> None:
         raise UserError(
             "FSDP's first version cannot train a part of a model. Pass --fsdp_version 2 to accelerate launch."
         )
-    whole = set() if 2 * adapter.trainable > adapter.total else set(adapter.parameters())
+    replicated = set() if 2 * adapter.trainable > adapter.total else set(adapter.parameters())
     for module in [*(model.get_submodule(name) for stack in blocks(model) for name in stack), model]:
-        group = fully_shard(module, ignored_params=whole, reshard_after_forward=True)  # True: the whole model as well
+        group = fully_shard(
+            module, ignored_params=replicated, reshard_after_forward=True
+        )  # True: the whole model as well
         group.set_gradient_divide_factor(1.0)  # gradients are summed, not averaged
         group.set_force_sum_reduction_for_comms(True)  # as gloo has no other way to
 
