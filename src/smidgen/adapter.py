@@ -127,7 +127,7 @@ class Adapter:
         self._wire()
         for _, parameter in self.named_parameters():
             parameter.requires_grad_(True)
-        self.total += sum(p.numel() for n, p in self.named_parameters() if n not in self._own.base)
+        self.total += sum(p.numel() for n, p in self.named_parameters() if n not in self._own.names)
 
     def _check_places(self) -> None:
         taken: set[tuple[str, str]] = set()
@@ -188,11 +188,11 @@ class Adapter:
     @property
     def own_names(self) -> frozenset[str]:
         """Which of the model's own parameters are trained, its head included."""
-        return frozenset(self._own.base)
+        return self._own.names
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
         """The base model's own values of the parameters that this adapter trains, where they were kept."""
-        return self._own.base if self._own.keep_base else {}
+        return self._own.base
 
     @property
     def trainable(self) -> int:

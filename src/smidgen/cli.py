@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -247,9 +248,10 @@ def _compare(recipe: Recipe, command: str, *, as_json: bool) -> None:
 
 
 def _console() -> Console:
+    """Where a command prints; of several processes that train together, the first alone does."""
     from rich.console import Console
 
-    return Console()
+    return Console(quiet=os.environ.get("RANK", "0") != "0")
 
 
 def _print_json(value: Mapping[str, Any] | Iterable[Any]) -> None:

@@ -123,12 +123,18 @@ def _no_constant(name: str) -> Any:
 def _told_when_full(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"No space is left on the disk for {path}; nothing there was changed. Free some, or write elsewhere."
-            ) from error
-        raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise UserError(
+            f"No space is left on the disk for {path}; nothing there was changed. Free some, or write elsewhere."
+        ) from error
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error says that the disk is full; safetensors' own error has the system's words alone."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
 
 
 def _sync(path: Path) -> None:

@@ -20,8 +20,10 @@ class OwnParameters:
     def __init__(self, model: nn.Module, names: Iterable[str], *, keep_base: bool) -> None:
         wanted = set(names)
         self.keep_base = keep_base
-        self.base = {name: parameter for name, parameter in model.named_parameters() if name in wanted}
-        identity = {id(parameter): name for name, parameter in self.base.items()}
+        base = {name: parameter for name, parameter in model.named_parameters() if name in wanted}
+        self.names = frozenset(base)
+        self.base = base if keep_base else {}
+        identity = {id(parameter): name for name, parameter in base.items()}
         self._slots = [  # tied parameters have several
             (module, slot, identity[id(parameter)])
             for module in model.modules()
@@ -30,7 +32,7 @@ class OwnParameters:
         ]
         self._own: dict[str, nn.Parameter] = {}
         if keep_base:
-            self._own = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in self.base.items()}
+            self._own = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in base.items()}
             self.put_own()
 
     def own(self) -> dict[str, nn.Parameter]:

@@ -176,17 +176,10 @@ class Generate:
         if mask is None:
             mask = _guessed_mask(self.model, ids)
         kwargs["attention_mask"] = insert(mask, start, count, 1)
-        config = copy.deepcopy(kwargs.pop("generation_config", None) or self.model.generation_config)
-        for name in ("max_length", "min_length"):  # they count the prompt
-            if kwargs.get(name) is not None:
-                kwargs[name] += count
-            elif getattr(config, name, None):
-                setattr(config, name, getattr(config, name) + count)
+        self._lengthen(kwargs, count)
         self.tokens.generating = True
         try:
-            result = generate(
-                self.model, insert(ids, start, count, placeholder(self.model)), generation_config=config, **kwargs
-            )
+            result = generate(self.model, insert(ids, start, count, placeholder(self.model)), **kwargs)
         finally:
             self.tokens.generating = False
         columns = slice(start, start + count)
@@ -194,6 +187,20 @@ class Generate:
             return cut(result, columns)
         result.sequences = cut(result.sequences, columns)
         return result
+
+    def _lengthen(self, kwargs: dict[str, Any], count: int) -> None:
+        """Raise the limits that count the prompt, wherever they are set, by the placeholders."""
+        given = kwargs.get("generation_config")
+        if given is not None:
+            kwargs["generation_config"] = given = copy.deepcopy(given)
+        for name, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+            own = getattr(given or self.model.generation_config, name, None)
+            if kwargs.get(name) is not None:
+                kwargs[name] += count
+            elif own and given is not None:
+                setattr(given, name, own + count)
+            elif own and kwargs.get(instead) is None:
+                kwargs[name] = own + count
 
 
 def insert(rows: Tensor, start: int, count: int, value: int) -> Tensor:

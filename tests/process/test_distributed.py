@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -13,8 +14,6 @@ import pytest
 from smidgen.process.job import Job, reopen
 from tests.process.tiny import save_recipe
 from tests.process.worker import run
-
-pytestmark = pytest.mark.xdist_group("distributed")  # its processes are started once
 
 LAUNCH = ["-m", "accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--main_process_port=0"]
 LAUNCH += ["--mixed_precision=no", "--dynamo_backend=no"]
@@ -49,10 +48,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=MODES)
+@pytest.fixture(params=MODES)
 def mode(request: pytest.FixtureRequest, folder: Path) -> str:
-    """What two processes make of the same recipes, and of the checkpoints of one."""
-    mode = str(request.param)
+    launch(folder, request.param)
+    return str(request.param)
+
+
+@functools.cache
+def launch(folder: Path, mode: str) -> None:
+    """Let two processes train the same recipes, and go on from the checkpoints of one."""
     entries = [entry(folder, name, mode) for name in JOBS]
     entries += [entry(folder, name, f"{mode}, stopped", stop_at=STOPPED) for name in ("lora", "full")]
     for name in ("lora", "full"):
@@ -70,7 +74,6 @@ def mode(request: pytest.FixtureRequest, folder: Path) -> str:
         assert fact["processes"] == 2
         assert fact["sharded"] == (mode == "sharded")
         assert 0.4 < fact["held"] < 0.7 if mode == "sharded" else fact["held"] == 1, fact
-    return mode
 
 
 def entry(folder: Path, name: str, how: str, *, resume: bool = False, stop_at: int | None = None) -> dict:

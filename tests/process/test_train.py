@@ -12,8 +12,8 @@ import torch
 from smidgen.errors import Interrupted, UserError
 from smidgen.process import train as training
 from smidgen.process.job import Job, prepare
+from smidgen.process.optimizer import rate_at
 from smidgen.process.recipe import TrainingConfig, load_recipe
-from smidgen.process.train import rate_at
 from tests.process.tiny import save_recipe
 
 RECIPE = "training: {epochs: 3, batch_size: 8, learning_rate: 0.01, checkpoint_minutes: null}\n"

@@ -98,9 +98,9 @@ def _write(tensors: dict[str, Tensor], path: Path) -> None:
         save_file(tensors, path)
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for the system's
+    except (OSError, SafetensorError) as error:
         path.unlink(missing_ok=True)
-        if os.strerror(errno.ENOSPC) not in str(error) and os.strerror(errno.EDQUOT) not in str(error):
+        if not files.is_full(error):
             raise
         raise UserError(
             f"No space is left on the disk for {path}: it needs {needed / 1e6:,.1f} MB. "

@@ -82,9 +82,8 @@ def place(model: PreTrainedModel, adapter: Adapter) -> None:
         )
     replicated = set() if 2 * adapter.trainable > adapter.total else set(adapter.parameters())
     for module in [*(model.get_submodule(name) for stack in blocks(model) for name in stack), model]:
-        group = fully_shard(
-            module, ignored_params=replicated, reshard_after_forward=True
-        )  # True: the whole model as well
+        # what lies outside the blocks is sharded again as well, so that weights are read the same way at any time
+        group = fully_shard(module, ignored_params=replicated, reshard_after_forward=True)
         group.set_gradient_divide_factor(1.0)  # gradients are summed, not averaged
         group.set_force_sum_reduction_for_comms(True)  # as gloo has no other way to
 

@@ -25,6 +25,7 @@ from smidgen.process.encoding import IGNORED, Encoded
 from smidgen.process.evaluate import Scores, loss_sum
 from smidgen.process.log import Log
 from smidgen.process.models import logits
+from smidgen.process.optimizer import make_optimizer, set_rates
 from smidgen.process.recipe import Recipe, TrainingConfig
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def train(
     parallel.place(model, adapter)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    optimizer = _optimizer(adapter, config, rates)
+    optimizer = make_optimizer(adapter, config, rates)
     lengths = [len(row.input_ids) for row in rows]
     epoch_steps = len(order(lengths, config.batch_size, seed=config.seed, epoch=0))
     steps = min(epoch_steps * config.epochs, config.max_steps or epoch_steps * config.epochs)
@@ -119,7 +120,7 @@ def train(
             for batch in batches[progress.position :]:
                 started = time.perf_counter()
                 _seed(config.seed, progress.step)
-                rate = _set_rates(optimizer, progress.step, steps, config)
+                rate = set_rates(optimizer, progress.step, steps, config)
                 own_loss = _backward(model, rows, batch, config, pad_id)
                 if progress.step == 0:
                     adapter.check_gradients()
@@ -154,37 +155,6 @@ def train(
             progress.epoch, progress.position, progress.epoch_loss = progress.epoch + 1, 0, 0.0
     parallel.set_weights(adapter, best)
     return progress
-
-
-def _optimizer(adapter: Adapter, config: TrainingConfig, rates: tuple[float, float]) -> torch.optim.Optimizer:
-    """AdamW over the head and the rest, with their own rates; biases, norms and other vectors do not decay."""
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for name, parameter in adapter.named_parameters():
-        groups.setdefault((name in adapter.head_names, parameter.dim() > 1), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "rate": rates[head], "weight_decay": config.weight_decay * decays}
-            for (head, decays), parameters in sorted(groups.items(), key=lambda group: group[0])
-        ],
-        lr=rates[0],
-        fused=True,
-    )
-
-
-def rate_at(step: int, steps: int, config: TrainingConfig) -> float:
-    """The learning rate of a step, counted from 0, as a share of the full rate."""
-    warmup = round(config.warmup * steps)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, steps - warmup)
-    return {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[config.schedule]
-
-
-def _set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, config: TrainingConfig) -> float:
-    """Set the rates of a step, counted from 0; returns the adapter's, or the head's if nothing else is trained."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["rate"] * rate_at(step, steps, config)
-    return float(optimizer.param_groups[0]["lr"])
 
 
 def _seed(seed: int, step: int) -> None:
