@@ -46,7 +46,7 @@ class PrefixTuning(Method):
     title = "Prefix tuning"
     paper = "arXiv:2101.00190"
     site = "attention"
-    learning_rates: ClassVar = {"encoder": 3e-3, "decoder": 5e-3}
+    learning_rates: ClassVar = {"encoder": 2.7e-2, "decoder": 5e-3}
 
     length: int = 16
     hidden_size: int | None = None

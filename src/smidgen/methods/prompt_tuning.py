@@ -45,7 +45,7 @@ class PromptTuning(Method):
     title = "Prompt tuning"
     paper = "arXiv:2104.08691"
     site = "embedding"
-    learning_rates: ClassVar = {"encoder": 5e-3, "decoder": 1e-2}
+    learning_rates: ClassVar = {"encoder": 1.5e-2, "decoder": 1e-2}
 
     length: int = 20
     start: str = "vocabulary"
