@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from smidgen import attention, prompts, storage
-from smidgen.delta import Delta, Deltas, Method, Tap
+from smidgen.delta import Delta, Deltas, Method, Tap, own_parameters
 from smidgen.manifest import NAME
 from smidgen.own import OwnParameters, head_names
 from smidgen.targets import Place
@@ -48,19 +49,35 @@ def attach(
     Raises:
         ValueError: a target matches nothing, the name is taken or malformed, or the model cannot take the technique;
             the model is then as it was.
+        RuntimeError: the adapter that is active now cannot be deactivated (see `Adapter.deactivate`).
     """
     methods = (methods,) if isinstance(methods, Method) else tuple(methods)
     if not methods:
         raise ValueError("No technique was given. Pass one, such as LoRA(rank=8), or a list of them.")
     _check_name(model, name)
-    places = [method.places(model) for method in methods]
-    own = own_names(model, methods, also_train)
-    with torch.device(model.device):
-        deltas = [method.build_all(model, found) for method, found in zip(methods, places, strict=True)]
-    for method, built in zip(methods, deltas, strict=True):
-        with torch.no_grad():
-            method.initialize(model, built, tokenizer)
-    return Adapter(model, name, methods, places, deltas, own)
+    with alone(model):
+        places = [method.places(model) for method in methods]
+        own = own_names(model, methods, also_train)
+        with torch.device(model.device):
+            deltas = [method.build_all(model, found) for method, found in zip(methods, places, strict=True)]
+        for method, built in zip(methods, deltas, strict=True):
+            with torch.no_grad():
+                method.initialize(model, built, tokenizer)
+        return Adapter(model, name, methods, places, deltas, own)
+
+
+@contextlib.contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """Inside, no adapter is active, so that a new one sees the base model; if it fails, all is as it was."""
+    active = [adapter for adapter in adapters(model).values() if adapter.active]
+    for adapter in active:
+        adapter.deactivate()
+    try:
+        yield
+    except BaseException:
+        for adapter in active:
+            adapter.activate()
+        raise
 
 
 def own_names(model: PreTrainedModel, methods: Sequence[Method], also_train: str | Sequence[str]) -> list[str]:
@@ -69,7 +86,7 @@ def own_names(model: PreTrainedModel, methods: Sequence[Method], also_train: str
     Raises:
         ValueError: a pattern of `also_train` matches no parameter.
     """
-    names = [name for name, _ in model.named_parameters() if ".deltas." not in name]
+    names = [name for name, _ in own_parameters(model)]
     wanted = {*head_names(model), *(name for method in methods for name in method.own_parameters(model))}
     for pattern in [also_train] if isinstance(also_train, str) else also_train:
         found = [name for name in names if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)]
@@ -111,33 +128,41 @@ class Adapter:
         self.places = [list(found) for found in places]
         self.deltas = [list(built) for built in deltas]
         self.head_names = frozenset(head_names(model)) & frozenset(own)
-        self.total = sum(p.numel() for n, p in model.named_parameters() if ".deltas." not in n)
+        self.total = sum(parameter.numel() for _, parameter in own_parameters(model))
         self._check_places()
         if not adapters(model):
             vars(model)["_smidgen_trainable"] = [n for n, p in model.named_parameters() if p.requires_grad]
-        for other in adapters(model).values():
-            other.deactivate()
         model.requires_grad_(False)
         self._own = OwnParameters(model, own, keep_base=all(getattr(m, "keep_base", True) for m in self.methods))
+        model.add_module(self._own_key, self._own)
         self.active = True
-        for method, found, built in zip(self.methods, self.places, self.deltas, strict=True):
-            for place, delta in zip(found, built, strict=True):
-                self._put(method, place, delta)
+        self._frozen: list[nn.Parameter] = []  # what a user froze, while the adapter is not active
+        for method, place, delta in self.entries():
+            self._put(method, place, delta)
         adapters(model)[name] = self
         self._wire()
         for _, parameter in self.named_parameters():
             parameter.requires_grad_(True)
         self.total += sum(p.numel() for n, p in self.named_parameters() if n not in self._own.names)
 
+    def entries(self) -> Iterator[tuple[Method, Place, Delta]]:
+        """Each delta with its technique and its place, in the order in which they act."""
+        for method, found, built in zip(self.methods, self.places, self.deltas, strict=True):
+            for place, delta in zip(found, built, strict=True):
+                yield method, place, delta
+
     def _check_places(self) -> None:
         taken: set[tuple[str, str]] = set()
-        for method, found in zip(self.methods, self.places, strict=True):
-            for place in found:
-                if (method.name, place.name) in taken:
-                    raise ValueError(
-                        f"Two {method.title} techniques of one adapter meet at {place.name}. Give them other targets."
-                    )
-                taken.add((method.name, place.name))
+        for method, place, _ in self.entries():
+            if (method.name, place.name) in taken:
+                raise ValueError(
+                    f"Two {method.title} techniques of one adapter meet at {place.name}. Give them other targets."
+                )
+            taken.add((method.name, place.name))
+
+    @property
+    def _own_key(self) -> str:
+        return f"own:{self.name.replace('.', '%2E')}"
 
     def _key(self, method: Method) -> str:
         return f"{self.name.replace('.', '%2E')}:{method.name}"  # a module's name has no dots
@@ -147,11 +172,12 @@ class Adapter:
         deltas = getattr(layer, "deltas", None)
         if not isinstance(deltas, Deltas):
             layer.deltas = deltas = Deltas()
-            if method.site == "layer":
-                deltas.handle = layer.register_forward_hook(run_deltas)
+        if method.site == "layer" and deltas.handle is None:
+            deltas.handle = layer.register_forward_hook(run_deltas)
         deltas.add_module(self._key(method), delta)
+        delta.train(layer.training)
         if delta.reads_source and place.source is not None:
-            delta.tap = Tap(self.model.get_submodule(place.source))
+            delta.tap = Tap(self.model.get_submodule(place.source), delta)
 
     def _wire(self) -> None:
         """Install the attention function and the virtual tokens that the adapters on the model need, or remove them."""
@@ -173,12 +199,11 @@ class Adapter:
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is trained, each parameter once: deltas as PLACE.TECHNIQUE.NAME, then the model's own by their names."""
         seen: set[int] = set()
-        for method, found, built in zip(self.methods, self.places, self.deltas, strict=True):
-            for place, delta in zip(found, built, strict=True):
-                for name, parameter in delta.named_parameters():
-                    if id(parameter) not in seen:  # a reparameterization is shared by all layers
-                        seen.add(id(parameter))
-                        yield f"{place.name}.{method.name}.{name}", parameter
+        for method, place, delta in self.entries():
+            for name, parameter in delta.named_parameters():
+                if id(parameter) not in seen:  # a reparameterization is shared by all layers
+                    seen.add(id(parameter))
+                    yield f"{place.name}.{method.name}.{name}", parameter
         yield from self._own.own().items()
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -240,9 +265,8 @@ class Adapter:
         """
         idle = [
             f"{place.name} ({method.title})"
-            for method, found, built in zip(self.methods, self.places, self.deltas, strict=True)
-            for place, delta in zip(found, built, strict=True)
-            if all(parameter.grad is None for parameter in delta.parameters())
+            for method, place, delta in self.entries()
+            if any(parameter.grad is None for parameter in delta.parameters() if parameter.requires_grad)
         ]
         if idle:
             raise RuntimeError(
@@ -279,11 +303,13 @@ class Adapter:
 
     def _set_active(self, active: bool) -> None:
         self.active = active
-        for built in self.deltas:
-            for delta in built:
-                delta.active = active
+        for _, _, delta in self.entries():
+            delta.active = active
+        if not active:
+            self._frozen = [parameter for parameter in self.parameters() if not parameter.requires_grad]
+        kept = {id(parameter) for parameter in self._frozen}
         for parameter in self.parameters():
-            parameter.requires_grad_(active)
+            parameter.requires_grad_(active and id(parameter) not in kept)
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
@@ -306,7 +332,8 @@ class Adapter:
         """Write the adapter into the model's weights and take it off; the model then computes the same without it.
 
         Raises:
-            ValueError: one of its techniques is not an update of a weight; nothing is changed then.
+            ValueError: one of its techniques is not an update of a weight, a weight is tied to another layer's, or
+                another adapter is attached, which was trained without this one; nothing is changed then.
         """
         fixed = [
             m.title for m, built in zip(self.methods, self.deltas, strict=True) if built and not mergeable(built[0])
@@ -316,27 +343,36 @@ class Adapter:
                 f"{' and '.join(fixed)} cannot be merged into the weights: it adds computation, not an update of a "
                 "weight. Keep the adapter attached."
             )
+        others = [name for name in adapters(self.model) if name != self.name]
+        if others:
+            raise ValueError(f"Detach the other adapters before merging {self.name!r}: {', '.join(others)}.")
+        shared = Counter(id(p) for _, p in self.model.named_parameters(remove_duplicate=False))
+        for _, place, _ in self.entries():
+            if shared[id(place.layer.weight)] > 1:
+                raise ValueError(
+                    f"{place.name}'s weight is tied to another layer's, which merging would change too. Untie them, or "
+                    "keep the adapter attached."
+                )
         self.activate()
-        for found, built in zip(self.places, self.deltas, strict=True):
-            for place, delta in zip(found, built, strict=True):
-                delta.merge(place.layer)
+        for _, place, delta in self.entries():
+            delta.merge(place.layer)
         for parameter in self._own.own().values():
             parameter.requires_grad_(False)
         self._remove()
         return self.model
 
     def _remove(self) -> None:
-        for method, found, built in zip(self.methods, self.places, self.deltas, strict=True):
-            for place, delta in zip(found, built, strict=True):
-                deltas = place.layer.deltas
-                assert isinstance(deltas, Deltas)
-                del deltas._modules[self._key(method)]
-                if delta.tap is not None:
-                    delta.tap.handle.remove()
-                if not list(deltas.children()):
-                    if deltas.handle is not None:
-                        deltas.handle.remove()
-                    del place.layer.deltas
+        for method, place, delta in self.entries():
+            deltas = place.layer.deltas
+            assert isinstance(deltas, Deltas)
+            del deltas._modules[self._key(method)]
+            if delta.tap is not None:
+                delta.tap.handle.remove()
+            if not list(deltas.children()):
+                if deltas.handle is not None:
+                    deltas.handle.remove()
+                del place.layer.deltas
+        del self.model._modules[self._own_key]
         del adapters(self.model)[self.name]
         self._wire()
         if not adapters(self.model):
@@ -398,9 +434,10 @@ def load(model: PreTrainedModel, path: str | Path, *, name: str | None = None, c
         UserError: the folder is damaged, incomplete, not an adapter, or an adapter for another model; the model is as
         it was.
     """
-    saved = storage.read(model, Path(path), check_base=check_base)
-    _check_name(model, name or saved.name)
-    return storage.put(model, saved, name or saved.name)
+    with alone(model):
+        saved = storage.read(model, Path(path), check_base=check_base)
+        _check_name(model, name or saved.name)
+        return storage.put(model, saved, name or saved.name)
 
 
 def _check_name(model: nn.Module, name: str) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from smidgen.delta import Delta, Deltas
 from smidgen.targets import Place, choose_blocks
+from smidgen.threads import PerThread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +27,7 @@ KERNELS = ("sdpa", "eager")
 """The kernels that a prefix can be put before."""
 
 _PREFIX = "smidgen_"
-_seen: list[tuple[nn.Module, Tensor, Tensor]] | None = None  # what `watch` collects while it runs
+_seen: PerThread[list[tuple[nn.Module, Tensor, Tensor]] | None] = PerThread(None)  # what `watch` collects
 
 
 def install(model: PreTrainedModel) -> None:
@@ -87,8 +88,9 @@ def attend(
     Returns:
         The output (batch, queries, heads, head size), and the weights where the kernel gives them.
     """
-    if _seen is not None:
-        _seen.append((module, key, value))
+    seen = _seen.get()
+    if seen is not None:
+        seen.append((module, key, value))
     for delta in reversed(active_deltas(module)):
         prefix_key, prefix_value = delta(key.shape[0])
         if attention_mask is None and kernel == "sdpa" and _is_causal(module, query, arguments):
@@ -159,13 +161,14 @@ def watch(model: PreTrainedModel, tokens: Tensor) -> list[tuple[nn.Module, Tenso
     """Run the model on `tokens` (1, length): each attention that ran, its keys and values (1, heads, length, size)."""
     before = model.config._attn_implementation
     install(model)
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     try:
         model.eval()
         with torch.no_grad(), _watching() as seen:
             model(input_ids=tokens)
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
         if before != model.config._attn_implementation:
             uninstall(model)
     return seen
@@ -173,9 +176,9 @@ def watch(model: PreTrainedModel, tokens: Tensor) -> list[tuple[nn.Module, Tenso
 
 @contextlib.contextmanager
 def _watching() -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
-    global _seen
-    _seen = []
+    seen: list[tuple[nn.Module, Tensor, Tensor]] = []
+    _seen.set(seen)
     try:
-        yield _seen
+        yield seen
     finally:
-        _seen = None
+        _seen.reset()

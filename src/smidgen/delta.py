@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+import math
+from collections.abc import Iterator, Sequence
+from types import NoneType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from smidgen.threads import PerThread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,28 +59,46 @@ class Tap:
     A forward pre-hook. The tensor is let go of when the delta takes it, so that nothing is kept beyond one pass.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.inputs: tuple[Any, ...] | None = None
+    def __init__(self, layer: nn.Module, delta: Delta) -> None:
+        self.delta = delta
+        self._inputs: PerThread[tuple[Any, ...] | None] = PerThread(None)
         self.handle = layer.register_forward_pre_hook(self)
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Remember the layer's positional arguments."""
-        self.inputs = inputs
+        if self.delta.active:
+            self._inputs.set(inputs)
 
     def take(self) -> tuple[Any, ...]:
         """What went in since the last call."""
-        inputs, self.inputs = self.inputs, None
+        inputs = self._inputs.reset()
         if inputs is None:
             raise RuntimeError("A sublayer's end ran without its start; the model does not call its layers in order.")
         return inputs
+
+
+def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The model's own modules by name: what adapters have added to it is left out."""
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if isinstance(module, Deltas):
+            inside = (*inside, f"{name}.")
+        elif not name.startswith(inside):
+            yield name, module
+
+
+def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The model's own parameters by name, each once: what adapters have added to it is left out."""
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Deltas))
+    return ((name, parameter) for name, parameter in model.named_parameters() if not name.startswith(inside or "\0"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
     """The hyperparameters of one technique, and how it builds its deltas.
 
-    A technique overrides `build` (one place) or `build_all` (places that share parameters), and, where its start
-    depends on the model, `initialize`.
+    A technique overrides `check`, `build` (one place) or `build_all` (places that share parameters), and, where its
+    start depends on the model, `initialize`.
 
     Attributes:
         name: its key in `METHODS`, in recipes and in saved files.
@@ -93,6 +115,21 @@ class Method:
     site: ClassVar[Site] = "layer"
     learning_rates: ClassVar[dict[str, float]]
     head_learning_rate: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value, hint = getattr(self, field.name), hints[field.name]
+            allowed = get_args(hint) or (hint,)
+            if float in allowed and type(value) is int:
+                continue
+            if type(value) not in allowed:
+                names = " or ".join("None" if kind is NoneType else kind.__name__ for kind in allowed)
+                raise ValueError(f"{self.title}'s {field.name} must be {names}, got {value!r}.")
+        self.check()
+
+    def check(self) -> None:
+        """Raise a ValueError that names the field, unless the values, which have their types, are sensible."""
 
     def places(self, model: PreTrainedModel) -> list[Place]:
         """Where this technique's deltas go."""
@@ -153,7 +190,7 @@ def check_share(technique: str, field: str, value: float) -> None:
 
 def check_positive(technique: str, field: str, value: float) -> None:
     """Raise a ValueError unless `value` is at least 1 for an integer, or above 0 for a float."""
-    if value <= 0 or (isinstance(value, int) and value < 1):
+    if not 0 < value < math.inf:
         least = "at least 1" if isinstance(value, int) else "above 0"
         raise ValueError(f"{technique}'s {field} must be {least}, got {value}.")
 

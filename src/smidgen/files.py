@@ -47,8 +47,11 @@ def write_json(path: Path, value: Any) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; on success it takes the place of `path`, otherwise nothing is left behind.
 
+    A folder that is there already is replaced only by one that has all of its files.
+
     Raises:
-        UserError: the disk is full, or `path` is a file; what was at `path` is still whole.
+        UserError: the disk is full, `path` is a file, or it is a folder with other files, which would be lost; what was
+            at `path` is still whole.
     """
     path = path.absolute()
     if path.exists() and not path.is_dir():
@@ -75,6 +78,10 @@ def _replace_folder(new: Path, path: Path) -> None:
     if not path.exists():
         new.rename(path)
         return
+    if others := sorted({file.name for file in path.iterdir()} - {file.name for file in new.iterdir()}):
+        raise UserError(
+            f"{path} has other files, which would be lost: {', '.join(others[:5])}. Name a folder that is not there."
+        )
     old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
     path.rename(old / path.name)
     try:

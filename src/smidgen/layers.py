@@ -42,5 +42,31 @@ def as_weight(layer: nn.Module, matrix: Tensor) -> Tensor:
 
 
 def is_causal(model: nn.Module) -> bool:
-    """Whether the model's attention looks back only, as a decoder's does."""
-    return any(getattr(layer, "is_causal", False) is True for layer in model.modules())
+    """Whether the model's attention looks back only, as a decoder's does.
+
+    Attentions say so by themselves, except old ones (BLOOM's, MPT's); of those, the models that generate text and fill
+    no gaps in it are decoders.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    if any(getattr(layer, "is_causal", False) is True for layer in model.modules()):
+        return True
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    return kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def positions(model: nn.Module) -> int | None:
+    """How many positions the model's learned table has for a text; None where positions are computed."""
+    learned = any(
+        isinstance(layer, nn.Embedding) and ("position" in name or name.endswith("wpe"))
+        for name, layer in model.named_modules()
+    )
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return limit - position_offset(model) if learned and limit is not None else None
+
+
+def position_offset(model: nn.Module) -> int:
+    """The first position of a text: 0, but RoBERTa and its kin count from their padding's id."""
+    table = getattr(getattr(getattr(model, "base_model", model), "embeddings", None), "position_embeddings", None)
+    padding = table.padding_idx if isinstance(table, nn.Embedding) else None
+    return 0 if padding is None else padding + 1

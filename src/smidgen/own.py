@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from smidgen.delta import own_modules, own_parameters
 
 
-class OwnParameters:
+class OwnParameters(nn.Module):
     """Swaps an adapter's versions of some of the model's parameters in and out, as objects, without copying values.
+
+    A module without parameters of its own: as a child of the model it hears of `model.to(...)`, and brings along those
+    that do not stand in the model at that moment.
 
     Args:
         model: the model that the parameters belong to.
@@ -17,22 +23,27 @@ class OwnParameters:
             cannot be put back.
     """
 
+    names: frozenset[str]
+    base: dict[str, nn.Parameter]
+    _own: dict[str, nn.Parameter]
+    _slots: list[tuple[nn.Module, str, str]]
+
     def __init__(self, model: nn.Module, names: Iterable[str], *, keep_base: bool) -> None:
+        super().__init__()
         wanted = set(names)
         self.keep_base = keep_base
-        base = {name: parameter for name, parameter in model.named_parameters() if name in wanted}
-        self.names = frozenset(base)
-        self.base = base if keep_base else {}
+        base = {name: parameter for name, parameter in own_parameters(model) if name in wanted}
         identity = {id(parameter): name for name, parameter in base.items()}
+        self.names = frozenset(base)
+        self.base = base if keep_base else {}  # in a plain dict: registered, they would be the model's parameters
+        self._own = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in self.base.items()}
         self._slots = [  # tied parameters have several
             (module, slot, identity[id(parameter)])
-            for module in model.modules()
+            for _, module in own_modules(model)
             for slot, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
             if id(parameter) in identity
         ]
-        self._own: dict[str, nn.Parameter] = {}
         if keep_base:
-            self._own = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in base.items()}
             self.put_own()
 
     def own(self) -> dict[str, nn.Parameter]:
@@ -53,6 +64,13 @@ class OwnParameters:
         for module, slot, name in self._slots:
             setattr(module, slot, parameters[name])
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OwnParameters:
+        """Move or cast what does not stand in the model along with it."""
+        with torch.no_grad():
+            for parameter in (*self.base.values(), *self._own.values()):
+                parameter.data = fn(parameter.data)
+        return self
+
 
 def head_names(model: nn.Module) -> list[str]:
     """The parameters of the task head: those outside the base model and the output embedding."""
@@ -65,5 +83,5 @@ def head_names(model: nn.Module) -> list[str]:
         f"{child}.{name}"
         for child, module in model.named_children()
         if module is not base and output not in set(module.modules())
-        for name, _ in module.named_parameters()
+        for name, _ in own_parameters(module)
     ]

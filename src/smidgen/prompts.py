@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from smidgen.attention import active_deltas
+from smidgen.attention import active_deltas, install
 from smidgen.delta import Delta
+from smidgen.layers import position_offset, positions
+from smidgen.threads import PerThread
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 IGNORED = -100  # the label that no loss counts
 
@@ -39,13 +41,13 @@ class VirtualTokens:
     def __init__(self, model: PreTrainedModel) -> None:
         self.embedding = model.get_input_embeddings()
         self.prefixes: list[Delta] = []
-        self.generating = False
-        self._limit = _position_limit(model)
-        self._columns: slice | None = None
+        self.generating: PerThread[bool] = PerThread(False)
+        self._limit = positions(model)
+        self._columns: PerThread[slice | None] = PerThread(None)
         self._names = list(inspect.signature(type(model).forward).parameters)[1:]
         self._handles = [
             model.register_forward_pre_hook(self.before, with_kwargs=True),
-            model.register_forward_hook(self.after, with_kwargs=True),
+            model.register_forward_hook(self.after, with_kwargs=True, always_call=True),
             self.embedding.register_forward_hook(self.embed),
         ]
         if hasattr(model, "generate"):
@@ -72,6 +74,7 @@ class VirtualTokens:
 
     def before(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Insert the placeholders into the arguments of `model.forward`, and shift positions by the prefix."""
+        self._columns.reset()  # of a pass that failed
         count = self.count()
         occupied = sum(delta.virtual_tokens for delta in self.prefixes if delta.active)  # type: ignore[misc]
         if not count and not occupied:
@@ -80,12 +83,13 @@ class VirtualTokens:
         ids, cache = inputs.get("input_ids"), inputs.get("past_key_values")
         if ids is None:
             raise ValueError("A prompt or prefix needs input_ids; inputs_embeds do not say where the text starts.")
+        if count and inputs.get("return_dict") is False:
+            raise ValueError("A prompt needs return_dict=True: a tuple does not say which outputs to cut to the text.")
+        if occupied:
+            install(model)  # it may have been given another attn_implementation since
         cached = int(cache.get_seq_length()) if cache is not None else 0
-        if count and not self.generating:
+        if count and not self.generating.get():
             self._insert(model, inputs, count, cached)
-        if count:
-            first = self.start() - cached
-            self._columns = slice(max(first, 0), max(first + count, 0))
         if occupied:
             self._shift(model, inputs, occupied, cached)
         length = inputs["input_ids"].shape[1] + cached + occupied
@@ -96,6 +100,9 @@ class VirtualTokens:
                 f"{self._limit} positions of {type(model).__name__}. Shorten the text to "
                 f"{self._limit - virtual} tokens."
             )
+        if count:
+            first = self.start() - cached
+            self._columns.set(slice(max(first, 0), max(first + count, 0)))
         return (), inputs
 
     def _insert(self, model: PreTrainedModel, inputs: dict[str, Any], count: int, cached: int) -> None:
@@ -113,11 +120,14 @@ class VirtualTokens:
                 raise ValueError(
                     "A prompt needs an attention_mask of shape (batch, length), got one that is already expanded."
                 )
+            if start and not bool(inputs["attention_mask"][:, 0].all()):
+                raise ValueError("A prompt after the first token needs texts that are padded on the right.")
             inputs["attention_mask"] = insert(inputs["attention_mask"], start, count, 1)
         if inputs.get("position_ids") is not None:
             positions = inputs["position_ids"]
             if cached == 0:
-                virtual = torch.arange(count, device=positions.device).expand(positions.shape[0], -1) + start
+                first = start + position_offset(model)
+                virtual = torch.arange(first, first + count, device=positions.device).expand(positions.shape[0], -1)
                 positions = torch.cat([positions[:, :start], virtual, positions[:, start:] + count], dim=1)
             else:
                 positions = positions + count
@@ -133,7 +143,7 @@ class VirtualTokens:
 
     def embed(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Put the learned rows in the place of the placeholders: (batch, length, hidden size)."""
-        columns = self._columns
+        columns = self._columns.get()
         if columns is None or columns.stop == 0:
             return output
         rows = torch.cat([delta() for delta in self.prompts()]).to(output.dtype)
@@ -142,14 +152,15 @@ class VirtualTokens:
 
     def after(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Cut the outputs back to the text's own columns."""
-        columns, self._columns = self._columns, None
-        if columns is None or columns.stop == 0 or self.generating:
-            return output
-        for name in ("logits", "last_hidden_state", "hidden_states"):
+        columns = self._columns.reset()
+        if columns is None or columns.stop == 0 or self.generating.get() or output is None:
+            return output  # None: the forward pass failed
+        length = kwargs["input_ids"].shape[1]
+        for name in ("logits", "start_logits", "end_logits", "last_hidden_state", "hidden_states"):
             value = output.get(name) if hasattr(output, "get") else None
             if isinstance(value, tuple):
                 output[name] = tuple(cut(part, columns) for part in value)
-            elif isinstance(value, Tensor) and value.dim() == 3:
+            elif isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] == length:
                 output[name] = cut(value, columns)
         return output
 
@@ -161,8 +172,12 @@ class Generate:
         self.model = model
         self.tokens = tokens
 
-    def __call__(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+    def __call__(
+        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> Any:
         """As `model.generate`, with ids in `inputs` or `input_ids`; gives the text's ids and the new ones."""
+        if generation_config is not None:
+            kwargs["generation_config"] = generation_config
         count, start = self.tokens.count(), self.tokens.start()
         generate: Any = type(self.model).generate  # type: ignore[attr-defined]
         if not count:
@@ -177,11 +192,11 @@ class Generate:
             mask = _guessed_mask(self.model, ids)
         kwargs["attention_mask"] = insert(mask, start, count, 1)
         self._lengthen(kwargs, count)
-        self.tokens.generating = True
+        self.tokens.generating.set(True)
         try:
             result = generate(self.model, insert(ids, start, count, placeholder(self.model)), **kwargs)
         finally:
-            self.tokens.generating = False
+            self.tokens.generating.reset()
         columns = slice(start, start + count)
         if isinstance(result, Tensor):
             return cut(result, columns)
@@ -222,21 +237,12 @@ def placeholder(model: PreTrainedModel) -> int:
     return next(token for token in range(len(special) + 1) if token not in special)
 
 
-def _position_limit(model: PreTrainedModel) -> int | None:
-    """How many positions the model's learned position table has; None where positions are computed."""
-    learned = any(
-        isinstance(layer, nn.Embedding) and ("position" in name or name.endswith("wpe"))
-        for name, layer in model.named_modules()
-    )
-    return getattr(model.config, "max_position_embeddings", None) if learned else None
-
-
 def _own_positions(model: PreTrainedModel, ids: Tensor, cached: int) -> Tensor:
     """The positions that the model would give `ids` (batch, length) by itself."""
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    if isinstance(table, nn.Embedding) and table.padding_idx is not None:  # RoBERTa counts from its padding's id
-        real = (ids != table.padding_idx).int()
-        return ((real.cumsum(1) + cached) * real).long() + table.padding_idx
+    offset = position_offset(model)
+    if offset:
+        real = (ids != offset - 1).int()  # the padding's id
+        return ((real.cumsum(1) + cached) * real).long() + offset - 1
     return torch.arange(cached, cached + ids.shape[1], device=ids.device)[None].expand(ids.shape[0], -1)
 
 

@@ -11,14 +11,13 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from smidgen import attention, files, manifest, targets
-from smidgen.delta import Delta, Method
+from smidgen.delta import Delta, Method, own_parameters
 from smidgen.errors import UserError
 from smidgen.manifest import FORMAT, TENSORS, Base, Manifest, SavedPlace, Technique
 from smidgen.targets import Place
@@ -51,6 +50,9 @@ def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Seque
 
     own = [name for name, _ in adapter.named_parameters() if name in adapter.own_names]
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in to_save(adapter).items()}
+    classes = adapter.model.config.num_labels
+    if labels is not None and len(labels) != classes:
+        raise UserError(f"labels={list(labels)} has {len(labels)} names, and the model's head {classes} classes.")
     if labels is None and adapter.head_names:
         labels = [str(label) for _, label in sorted((adapter.model.config.id2label or {}).items())]
     with files.new_folder(path) as folder:
@@ -82,9 +84,8 @@ def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Seque
 def to_save(adapter: Adapter) -> dict[str, Tensor]:
     """The tensors that a saved adapter holds: folded deltas, then the model's own parameters."""
     tensors: dict[str, Tensor] = {}
-    for method, places, deltas in zip(adapter.methods, adapter.places, adapter.deltas, strict=True):
-        for place, delta in zip(places, deltas, strict=True):
-            tensors.update({f"{place.name}.{method.name}.{name}": value for name, value in delta.folded().items()})
+    for method, place, delta in adapter.entries():
+        tensors.update({f"{place.name}.{method.name}.{name}": value for name, value in delta.folded().items()})
     return tensors | {name: value for name, value in adapter.named_parameters() if name in adapter.own_names}
 
 
@@ -147,16 +148,12 @@ def _methods(model: PreTrainedModel, techniques: Sequence[Technique]) -> tuple[l
         known = {field.name for field in dataclasses.fields(kind)}
         if entry.fields.keys() != known:
             raise ValueError(f"{kind.title} has the fields {sorted(known)}, the file {sorted(entry.fields)}")
-        hints = get_type_hints(kind)
-        for field, value in entry.fields.items():
-            try:
-                TypeAdapter(hints[field]).validate_python(value, strict=True)
-            except ValidationError as error:
-                raise ValueError(f"{kind.title}'s {field} cannot be {value!r}") from error
         method = kind(**entry.fields)
         methods.append(method)
         if method.site == "attention":
             found = {place.name: place for place in attention.find(model)}
+            if missing := [place.name for place in entry.places if place.name not in found]:
+                raise ValueError(f"it has a prefix at {missing[0]!r}, which is no attention of this model")
             places.append([found[place.name] for place in entry.places])
         else:
             places.append([targets.exact(model, place.name, place.source) for place in entry.places])
@@ -220,8 +217,8 @@ def fingerprint(model: PreTrainedModel, without: Sequence[str]) -> str:
     for adapter in adapters(model).values():
         original = {**adapter.base_parameters(), **original}  # the first adapter saw the base model
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if name in without or ".deltas." in name:
+    for name, parameter in sorted(own_parameters(model)):
+        if name in without:
             continue
         flat = original.get(name, parameter).detach().flatten()
         sample = flat[:: max(1, flat.numel() // _SAMPLE)].to(torch.bfloat16).to("cpu")

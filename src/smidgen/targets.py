@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from smidgen.delta import own_modules
 from smidgen.layers import features, is_linear
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def find(model: PreTrainedModel, targets: str | Sequence[str] | None, layers: st
 def embedding(model: PreTrainedModel) -> Place:
     """The input embedding."""
     layer = model.get_input_embeddings()
-    name = next(name for name, module in model.named_modules() if module is layer)
+    name = next(name for name, module in own_modules(model) if module is layer)
     if not isinstance(layer, nn.Embedding):
         raise ValueError(
             f"{type(model).__name__}'s input embedding is a {type(layer).__name__}; prompts need an Embedding."
@@ -83,7 +84,7 @@ def embedding(model: PreTrainedModel) -> Place:
 def blocks(model: nn.Module) -> list[list[str]]:
     """The names of the transformer blocks, one list a stack (an encoder-decoder has two)."""
     stacks: list[list[str]] = []
-    for name, module in model.named_modules():
+    for name, module in own_modules(model):
         inside = any(name.startswith(f"{block}.") for stack in stacks for block in stack)
         if isinstance(module, nn.ModuleList) and not inside and _are_blocks(module):
             stacks.append([f"{name}.{index}" if name else str(index) for index in range(len(module))])
@@ -128,7 +129,7 @@ def _by_role(model: nn.Module, role: str, chosen: Sequence[str]) -> list[Place]:
     found: list[Place] = []
     for block in chosen:
         module = model.get_submodule(block)
-        linears = {f"{block}.{name}": layer for name, layer in module.named_modules() if is_linear(layer)}
+        linears = {f"{block}.{name}": layer for name, layer in own_modules(module) if is_linear(layer)}
         attention = {name: layer for name, layer in linears.items() if _attention_part(name, block)}
         feed_forward = {name: layer for name, layer in linears.items() if name not in attention}
         if role in ("attention", "all-linear"):
@@ -177,13 +178,13 @@ def _by_pattern(model: nn.Module, pattern: str, chosen: Sequence[str], layers: s
     inside = tuple(f"{block}." for block in chosen)
     return [
         Place(name, layer, features(layer))
-        for name, layer in model.named_modules()
+        for name, layer in own_modules(model)
         if is_linear(layer) and expression.fullmatch(name) and (layers == "all" or name.startswith(inside))
     ]
 
 
 def _nothing(model: nn.Module, target: str, layers: str) -> str:
-    names = sorted({name.rpartition(".")[2] for name, layer in model.named_modules() if is_linear(layer)})
+    names = sorted({name.rpartition(".")[2] for name, layer in own_modules(model) if is_linear(layer)})
     nearest = difflib.get_close_matches(target, [*ROLES, *names], n=1)
     where = "" if layers == "all" else f" in layers={layers!r}"
     return (
@@ -215,10 +216,16 @@ def exact(model: nn.Module, name: str, source: str | None) -> Place:
     Raises:
         ValueError: the model has no such module.
     """
-    modules = dict(model.named_modules())
+    modules = dict(own_modules(model))
     for needed in (name, source):
         if needed is not None and needed not in modules:
             raise ValueError(f"The adapter has a place {needed!r} that {type(model).__name__} does not have.")
+        if needed is not None and not any(
+            is_linear(inner) or isinstance(inner, nn.Embedding) for inner in modules[needed].modules()
+        ):
+            raise ValueError(
+                f"The adapter's place {needed!r} is a {type(modules[needed]).__name__}, which takes no delta."
+            )
     shape = _shape(modules[name]) if source is None else (_shape(modules[source])[0], _shape(modules[name])[1])
     return Place(name, modules[name], shape, source)
 

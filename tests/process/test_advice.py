@@ -59,6 +59,12 @@ def test_nothing_within_a_point_recommends_nothing() -> None:
     assert "The nearest is Lora" in words
 
 
+def test_a_point_is_within_a_point() -> None:
+    full, lora = row("full", 0.87), row("lora", 0.86, difference=0.86 - 0.87)
+    assert lora["difference"] < -0.01  # as floats have it
+    assert advise([full, lora], "accuracy", "full")[0] == "lora"
+
+
 def test_a_loss_is_better_when_lower() -> None:
     rows = [row("full", 2.0), row("lora", 1.9, difference=-0.1), row("head", 2.5, difference=0.5)]
     name, words = advise(rows, "loss", "full")

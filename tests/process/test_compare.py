@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from smidgen.process.compare import compare
+from smidgen.process.compare import _what_went_wrong, compare
 from smidgen.process.recipe import load_recipe
+from smidgen.process.signals import stoppable
 from tests.process.tiny import save_recipe
 
 RECIPE = """\
@@ -85,7 +87,51 @@ def test_a_technique_that_fails_leaves_the_others(tmp_path: Path) -> None:
     assert head["status"] == "done"
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_full_fine_tuning_is_the_baseline_whatever_its_options(tmp_path: Path) -> None:
+    entries = "compare: [head, {name: full, learning_rate: 0.01}, {name: full, learning_rate: 0.02}]\n"
+    result = compare(load_recipe(save_recipe(tmp_path, f"training: {{epochs: 1}}\n{entries}")), command="")
+    head, full, other = result["techniques"]
+    assert result["baseline"] == full["name"] == "full-learning_rate-0.01"
+    assert head["difference"] == pytest.approx(head["score"] - full["score"])
+    assert other["difference"] == pytest.approx(other["score"] - full["score"])
+    assert result["recommended"] != other["name"]
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "told"),
+    [
+        (-9, "epoch 1", "SIGKILL), probably because the memory did not suffice. Lower training.micro_batch_size"),
+        (-11, "", "ended by signal 11 (Segmentation fault)"),
+        (2, "a warning\nsmidgen: r.yaml has 2 mistakes:\n  one\n  two", "r.yaml has 2 mistakes:\n  one\n  two"),
+        (1, "Traceback (most recent call last):\n  ...\nValueError: odd", "ValueError: odd"),
+        (1, "", "status 1 and said nothing"),
+    ],
+)
+def test_what_a_run_failed_of_is_said_in_full(status: int, said: str, told: str) -> None:
+    assert told in _what_went_wrong(status, said)
+
+
+def test_signals_are_noted_and_insisting_is_heard() -> None:
+    with pytest.raises(KeyboardInterrupt), stoppable() as noted:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert noted == [signal.SIGTERM, signal.SIGINT]
+        signal.raise_signal(signal.SIGINT)
+    handled = signal.getsignal(signal.SIGINT)
+    assert handled is signal.default_int_handler
+
+
+def test_outside_the_main_thread_there_are_no_signals() -> None:
+    def enter() -> list[int]:
+        with stoppable() as noted:
+            return noted
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(enter).result() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     save_recipe(tmp_path, "training: {epochs: 400, batch_size: 8}\ncompare: [head, lora]\n")
     command = [sys.executable, "-m", "smidgen", "compare", "recipe.yaml"]
     environment = {**os.environ, "COLUMNS": "80"}
@@ -102,7 +148,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     deadline = time.monotonic() + 120
     while not (log.exists() and log.stat().st_size > 500) and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(first.pid, signal.SIGINT)
+    (os.killpg if number == signal.SIGINT else os.kill)(first.pid, number)  # a SIGTERM comes to the parent alone
     _, errors = first.communicate(timeout=120)
     assert first.returncode == 130, errors
     assert "Go on with the same command: smidgen compare recipe.yaml" in errors

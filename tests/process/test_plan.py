@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from smidgen.process import plan
 from smidgen.process.job import Job, prepare
 from smidgen.process.recipe import load_recipe
 from tests.process.tiny import save_recipe
@@ -42,6 +43,23 @@ def test_planning_leaves_no_trace(tmp_path: Path) -> None:
     planned.train(quiet=True)
     states = [done.adapter.state() for done in (plain, planned)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("change", ["precision=bf16", "gradient_checkpointing=true", "micro_batch_size=3"])
+def test_the_trial_is_the_run_s_own_step(tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = job(tmp_path, f"training.{change}")
+    flags = []
+    real = plan.backward
+
+    def watched(*given: object) -> float:
+        layer = planned.model.bert.encoder.layer[0]
+        flags.append(layer.gradient_checkpointing)
+        return real(*given)
+
+    monkeypatch.setattr(plan, "backward", watched)
+    assert planned.plan().memory_bytes > 10_000_000
+    assert flags == ["gradient_checkpointing" in change] * 3
+    assert not planned.model.bert.encoder.layer[0].gradient_checkpointing
 
 
 def test_matches_are_listed_by_kind(tmp_path: Path) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from smidgen.errors import Interrupted, UserError
 from smidgen.process import train as training
+from smidgen.process.batches import collate
 from smidgen.process.job import Job, prepare
+from smidgen.process.models import gradient_checkpointing
 from smidgen.process.optimizer import rate_at
 from smidgen.process.recipe import TrainingConfig, load_recipe
 from tests.process.tiny import save_recipe
@@ -199,7 +202,7 @@ def test_too_little_memory_says_what_to_lower(recipe: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(training, "_backward", full)
+    monkeypatch.setattr(training, "backward", full)
     with pytest.raises(UserError, match="Lower training.micro_batch_size"):
         job(recipe).train(quiet=True)
 
@@ -216,6 +219,64 @@ def test_a_tracker_that_is_not_installed_names_its_package(recipe: Path, monkeyp
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
         job(recipe, "training.tracker=wandb").train(quiet=True)
+
+
+@pytest.mark.parametrize("last", ["max_steps=4", "patience=1"])
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError("out of order")])
+def test_what_fails_after_the_last_step_loses_nothing(
+    tmp_path: Path, last: str, failure: type[BaseException] | Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ["training.epochs=9", "training.learning_rate=1e-9", f"training.{last}"]
+    whole, parts = (save_recipe(tmp_path / name, RECIPE) for name in ("whole", "parts"))
+    expected = job(whole, *changes).train(quiet=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(Job, "evaluate", lambda _: (_ for _ in ()).throw(failure))
+        with pytest.raises(Interrupted if failure is KeyboardInterrupt else RuntimeError):
+            job(parts, *changes).train(quiet=True)
+    metrics = job(parts, *changes).train(resume=True, quiet=True)
+    assert metrics["test"] == expected["test"]
+    assert metrics["steps"] == expected["steps"]
+    assert log(parts) == log(whole)
+
+
+def test_ctrl_c_in_the_last_validation_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_recipe(tmp_path, RECIPE)
+    real = Job._score
+
+    def stop(self: Job, rows: list) -> dict:
+        signal.raise_signal(signal.SIGINT)
+        return real(self, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Job, "_score", stop)
+        with pytest.raises(Interrupted, match="Stopped after step 6 of 6"):
+            job(path, "training.epochs=1").train(quiet=True)
+    assert job(path, "training.epochs=1").train(resume=True, quiet=True)["steps"] == 6
+
+
+def test_evaluation_takes_no_more_rows_at_once_than_training(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    monkeypatch.setattr(
+        "smidgen.process.evaluate.collate", lambda rows, *_: sizes.append(len(rows)) or collate(rows, 0)
+    )
+    job(recipe, "training.epochs=1", "training.micro_batch_size=2").train(quiet=True)
+    assert max(sizes) == 2
+
+
+@pytest.mark.parametrize(("name", "given"), [("gradient", "old"), ("activation", "new")])
+def test_gradient_checkpointing_has_two_names(name: str, given: str) -> None:
+    """transformers 5.3 to 5.22 know the old one alone."""
+    called = []
+    methods = {f"{name}_checkpointing_{verb}": lambda verb=verb: called.append(verb) for verb in ("enable", "disable")}
+    with gradient_checkpointing(SimpleNamespace(**methods), True):
+        assert called == ["enable"]
+    assert called == ["enable", "disable"]
+
+
+def test_a_delta_without_a_gradient_is_the_user_s_to_mend(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "backward", lambda *_: 0.0)
+    with pytest.raises(UserError, match="got no gradient.*Choose other targets"):
+        job(recipe).train(quiet=True)
 
 
 @pytest.mark.parametrize(("schedule", "middle"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
-from smidgen.delta import Method
+from smidgen.delta import Method, own_parameters
 from smidgen.targets import Place
 
 if TYPE_CHECKING:
@@ -35,4 +35,4 @@ class FullFineTuning(Method):
 
     def own_parameters(self, model: PreTrainedModel) -> list[str]:
         """All of them."""
-        return [name for name, _ in model.named_parameters() if ".deltas." not in name]
+        return [name for name, _ in own_parameters(model)]

@@ -20,7 +20,7 @@ class HeadOnly(Method):
     name = "head"
     title = "Head only"
     paper = "the baseline"
-    learning_rates: ClassVar = {"encoder": 1e-2, "decoder": 1e-3}
+    learning_rates: ClassVar = {"encoder": 9e-2, "decoder": 1e-3}
 
     def places(self, model: PreTrainedModel) -> list[Place]:
         """No places: there are no deltas."""

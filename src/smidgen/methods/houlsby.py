@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
-from smidgen.delta import Method
+from smidgen.delta import Method, own_modules
 from smidgen.methods.bottleneck import BottleneckDelta, check_bottleneck
 from smidgen.targets import Place, choose_blocks
 
@@ -47,7 +47,8 @@ class Houlsby(Method):
     targets: str = "sublayers"
     layers: str = "all"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise a ValueError that names the field."""
         check_bottleneck(self.title, size=self.size, scale=1.0, nonlinearity=self.nonlinearity, dropout=self.dropout)
 
     def build(self, place: Place) -> BottleneckDelta:
@@ -68,7 +69,7 @@ class Houlsby(Method):
         return [
             f"{block}.{name}.{parameter}"
             for block in choose_blocks(model, self.layers)
-            for name, module in model.get_submodule(block).named_modules()
+            for name, module in own_modules(model.get_submodule(block))
             if "norm" in type(module).__name__.lower()
             for parameter, _ in module.named_parameters(recurse=False)
         ]

@@ -46,10 +46,16 @@ class LoRA(Method):
     targets: str = "all-linear"
     layers: str = "all"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise a ValueError that names the field."""
         check_positive(self.title, "rank", self.rank)
         check_positive(self.title, "alpha", float(self.alpha))
         check_share(self.title, "dropout", self.dropout)
+        if self.targets == "blocks" or "sublayer" in self.targets:
+            raise ValueError(
+                f"{self.title}'s targets must be linear layers, such as all-linear, attention or feed-forward, got "
+                f"{self.targets!r}."
+            )
 
     def build(self, place: Place) -> LoRADelta:
         """The delta for one linear layer."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.delta import Delta, Method, check_positive
-from smidgen.methods.prompt_tuning import PromptDelta, check_placement, embedding_table, prompt_column, root_mean_square
+from smidgen.methods.prompt_tuning import PromptDelta, check_placement, embedding_size, prompt_column
 from smidgen.targets import Place
 
 if TYPE_CHECKING:
@@ -42,14 +42,15 @@ class PTuning(Method):
     title = "P-tuning"
     paper = "arXiv:2103.10385"
     site = "embedding"
-    learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 1e-3}
+    learning_rates: ClassVar = {"encoder": 9e-3, "decoder": 1e-3}
 
     length: int = 20
     encoder: str | None = "mlp"
     hidden_size: int | None = None
     placement: str = "auto"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise a ValueError that names the field."""
         check_positive(self.title, "length", self.length)
         check_placement(self.title, self.placement)
         if self.hidden_size is not None:
@@ -73,11 +74,15 @@ class PTuning(Method):
         self, model: PreTrainedModel, deltas: Sequence[Delta], tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
         """Scale the encoder's last layer so that its first rows have the size of the model's embedding rows."""
+        if self.encoder is None:
+            raise ValueError(
+                "P-tuning with encoder=None is what a saved one holds. To train rows alone, use PromptTuning."
+            )
         for delta in deltas:
-            if isinstance(delta, EncodedPromptDelta):
-                ratio = root_mean_square(embedding_table(model)) / root_mean_square(delta())
-                for parameter in delta.head[-1].parameters():
-                    parameter.mul_(ratio)
+            assert isinstance(delta, EncodedPromptDelta)
+            ratio = embedding_size(model) / float(delta().pow(2).mean().sqrt())
+            for parameter in delta.head[-1].parameters():
+                parameter.mul_(ratio)
 
     def folded(self) -> PTuning:
         """Without the encoder: its result is what is kept."""

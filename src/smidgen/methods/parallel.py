@@ -43,7 +43,8 @@ class Parallel(Method):
     targets: str = "feed-forward-sublayer"
     layers: str = "all"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise a ValueError that names the field."""
         check_bottleneck(
             self.title, size=self.size, scale=self.scale, nonlinearity=self.nonlinearity, dropout=self.dropout
         )

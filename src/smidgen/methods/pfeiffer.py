@@ -41,7 +41,8 @@ class Pfeiffer(Method):
     dropout: float = 0.0
     layers: str = "all"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise a ValueError that names the field."""
         check_positive(self.title, "reduction", self.reduction)
         check_bottleneck(self.title, size=1, scale=1.0, nonlinearity=self.nonlinearity, dropout=self.dropout)
 

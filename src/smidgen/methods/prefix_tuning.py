@@ -54,7 +54,8 @@ class PrefixTuning(Method):
     text: str | None = None
     layers: str = "all"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise a ValueError that names the field."""
         check_positive(self.title, "length", self.length)
         check_start(self.title, self.start, self.text)
         if self.hidden_size is not None:

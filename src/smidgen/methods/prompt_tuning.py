@@ -2,7 +2,8 @@
 
 A few learned rows of the input embedding stand before the text; everything else is frozen (section 2). They start at
 random, at sampled vocabulary rows or at a text's rows (section 3.2). Where we differ: random rows have the size of the
-model's own embedding rows instead of [-0.5, 0.5], which fits T5 alone; and on encoders they stand after the first
+model's own embedding rows instead of [-0.5, 0.5], which fits T5 alone; sampled rows are any of the vocabulary, the
+paper's the most common 5,000 tokens'; and on encoders they stand after the first
 token, so that the one that the classifier reads stays first.
 """
 
@@ -52,7 +53,8 @@ class PromptTuning(Method):
     text: str | None = None
     placement: str = "auto"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise a ValueError that names the field."""
         check_positive(self.title, "length", self.length)
         check_start(self.title, self.start, self.text)
         check_placement(self.title, self.placement)
@@ -71,14 +73,13 @@ class PromptTuning(Method):
         self, model: PreTrainedModel, deltas: Sequence[Delta], tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
         """Set the rows by `start`."""
-        table = embedding_table(model)
         for delta in deltas:
             assert isinstance(delta, PromptDelta)
             if self.start == "random":
-                delta.rows.normal_(std=root_mean_square(table))
+                delta.rows.normal_(std=embedding_size(model))
             else:
                 tokens = starting_tokens(self.title, model, self.start, self.text, self.length, tokenizer)
-                delta.rows.copy_(table[tokens])
+                delta.rows.copy_(model.get_input_embeddings()(tokens))
 
 
 class PromptDelta(Delta):
@@ -113,9 +114,12 @@ def embedding_table(model: PreTrainedModel) -> Tensor:
     return table
 
 
-def root_mean_square(values: Tensor) -> float:
-    """The size of a typical number among `values`."""
-    return float(values.float().pow(2).mean().sqrt())
+def embedding_size(model: PreTrainedModel) -> float:
+    """The root mean square of what the input embedding gives, some models' own scaling included."""
+    count = embedding_table(model).shape[0]
+    tokens = torch.arange(0, count, max(1, count // 1000), device=model.device)
+    rows: Tensor = model.get_input_embeddings()(tokens)
+    return float(rows.float().pow(2).mean().sqrt())
 
 
 def starting_tokens(

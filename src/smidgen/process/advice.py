@@ -11,6 +11,9 @@ from smidgen.report.numbers import MINUS, Metric, metric_named
 MARGIN = 0.01
 """What counts as as good as full fine-tuning: a point of accuracy, or 1 % of its loss."""
 
+ROUNDING = 1e-9
+"""What a difference of two scores may be off by: 0.87 - 0.86 is above 0.01."""
+
 Row = dict[str, Any]
 
 
@@ -40,7 +43,7 @@ def advise(techniques: Sequence[Row], metric_name: str, baseline: str) -> tuple[
             f"{best['title']} scores best: {_scored(best, metric)}, training {numbers.percent(best['share'])} of the "
             "parameters. Add `full` to the comparison to see what full fine-tuning would give."
         )
-    within = [row for row in others if -_gain(row, metric) <= _margin(full, metric)]
+    within = [row for row in others if -_gain(row, metric) <= _margin(full, metric) + ROUNDING]
     if not within:
         return None, (
             f"No technique comes within {_margin_words(metric)} of full fine-tuning ({_scored(full, metric)}) in this "

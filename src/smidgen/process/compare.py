@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from smidgen.errors import Interrupted, UserError
 from smidgen.process.advice import advise
 from smidgen.process.data import TaskData, load_data
 from smidgen.process.recipe import Recipe
+from smidgen.process.signals import stoppable
 from smidgen.process.statistics import Scores, difference, interval
 from smidgen.process.technique import TechniqueSpec
 from smidgen.report.page import write_page
@@ -118,42 +119,48 @@ def _execute(run: Run, comparison: Comparison, index: int, watch: Watch | None) 
     """Train in a process of its own; returns what went wrong, or None."""
     run.folder.mkdir(parents=True, exist_ok=True)
     path = run.folder / "recipe.yaml"
+    if not (run.folder / "checkpoint").is_dir():
+        (run.folder / "metrics.json").unlink(missing_ok=True)  # of another recipe
     run.recipe.save(path)
     arguments = [sys.executable, "-m", "smidgen", "train", str(path), "--quiet"]
     if (run.folder / "checkpoint").is_dir():
         arguments.append("--resume")
     output = run.folder / "output.txt"
-    with output.open("w", encoding="utf-8") as said, _patient() as interrupted:
+    with output.open("w", encoding="utf-8") as said, stoppable() as signals:
         process = subprocess.Popen(arguments, stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        told = False
         while process.poll() is None:
+            if signals and not told:
+                process.terminate()  # Ctrl-C reaches it from the terminal, a SIGTERM of ours does not
+                told = True
             if watch is not None:
                 comparison["techniques"][index]["progress"] = run.progress()
                 watch(comparison)
             time.sleep(POLL_SECONDS)
-    if interrupted:
+    if signals:
         raise Interrupted(
             f"Stopped while {run.spec.name} was training; what is finished is kept, and so is its checkpoint. "
             f"Go on with the same command: {comparison['command']}"
         )
     if process.returncode == 0:
         return None
-    text = output.read_text("utf-8", errors="replace").strip()
-    return text.splitlines()[-1] if text else f"The run ended with status {process.returncode} and said nothing."
+    return _what_went_wrong(process.returncode, output.read_text("utf-8", errors="replace").strip())
 
 
-@contextlib.contextmanager
-def _patient() -> Iterator[list[int]]:
-    """Inside, Ctrl-C and SIGTERM are noted and not obeyed: the run gets them too, and saves a checkpoint."""
-    caught: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in _SIGNALS}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+def _what_went_wrong(status: int, said: str) -> str:
+    """The message of a run that failed, which may have several lines; of a traceback the last line."""
+    if status == -signal.SIGKILL:
+        return (
+            "The run was killed (SIGKILL), probably because the memory did not suffice. Lower "
+            "training.micro_batch_size (the result stays the same), set training.gradient_checkpointing=true, or lower "
+            "data.max_length."
+        )
+    if status < 0:
+        return f"The run was ended by signal {-status} ({signal.strsignal(-status)})."
+    _, ours, message = f"\n{said}".rpartition("\nsmidgen: ")
+    if ours:
+        return message
+    return said.splitlines()[-1] if said else f"The run ended with status {status} and said nothing."
 
 
 def _header(recipe: Recipe, data: TaskData, command: str) -> Comparison:
@@ -177,7 +184,7 @@ def _header(recipe: Recipe, data: TaskData, command: str) -> Comparison:
             "labels": list(data.labels),
             "notes": list(data.notes),
         },
-        "baseline": BASELINE,
+        "baseline": _baseline(recipe),
         "recommended": None,
         "advice": "",
         "seeds": list(recipe.seeds),
@@ -192,6 +199,11 @@ def _header(recipe: Recipe, data: TaskData, command: str) -> Comparison:
         },
         "techniques": [_row(spec, status="waiting") for spec in recipe.compare],
     }
+
+
+def _baseline(recipe: Recipe) -> str:
+    """The name of full fine-tuning's row, whatever options it has; the first one's, if there are several."""
+    return next((spec.slug for spec in recipe.compare if spec.name == BASELINE), BASELINE)
 
 
 def _called(source: str) -> str:
@@ -259,14 +271,17 @@ def _relate(comparison: Comparison, recipe: Recipe, data: TaskData) -> None:
         if row["status"] == "done":
             runs = [Run(spec, _own_recipe(recipe, spec, seed)).metrics(data) for seed in recipe.seeds]
             found[row["name"]] = _per_row([metrics for metrics in runs if metrics is not None])
-    full = next((row for row in comparison["techniques"] if row["name"] == BASELINE and row["status"] == "done"), None)
+    baseline = comparison["baseline"]
+    full = next((row for row in comparison["techniques"] if row["name"] == baseline and row["status"] == "done"), None)
     if full is not None:
-        theirs, weights = found[BASELINE]
+        theirs, weights = found[baseline]
         for row in comparison["techniques"]:
             if row["status"] == "done" and row is not full:
                 low, high = difference(found[row["name"]][0], theirs, weights)
                 row.update(difference=row["score"] - full["score"], difference_low=low, difference_high=high)
-    name, advice = advise(comparison["techniques"], comparison["metric"], BASELINE)
+    others = {spec.slug for spec in recipe.compare if spec.name == BASELINE} - {baseline}  # full fine-tuning as well
+    choices = [row for row in comparison["techniques"] if row["name"] not in others]
+    name, advice = advise(choices, comparison["metric"], baseline)
     comparison.update(recommended=name, advice=advice)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smidgen import files, manifest
 from smidgen.adapter import Adapter, attach, load
-from smidgen.errors import UserError
+from smidgen.errors import Interrupted, UserError
 from smidgen.process import checkpoint
 from smidgen.process import predict as prediction
 from smidgen.process.data import Example, TaskData, load_data, read_examples
@@ -156,7 +156,13 @@ class Job:
                 quiet=quiet,
             )
             peak = peak_memory(self.model.device)
-            scores = self.evaluate()
+            try:
+                scores = self.evaluate()
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    "Stopped after training, while the test split was scored; a checkpoint is in "
+                    f"{stopped}. Go on with: smidgen train {folder / 'recipe.yaml'} --resume"
+                ) from None
         kept = {name: value for name, value in scores.items() if isinstance(value, float)}
         weights = get_weights(self.adapter)
         if is_main:
@@ -184,8 +190,15 @@ class Job:
             rows,
             labels=self.labels,
             pad_id=pad_id(self.tokenizer),
+            batch_size=self._rows_at_once,
             precision=self.recipe.training.precision,
         )
+
+    @property
+    def _rows_at_once(self) -> int:
+        """What evaluation may take of the memory: no more rows than training."""
+        training = self.recipe.training
+        return min(32, training.micro_batch_size or training.batch_size)
 
     def evaluate(self, source: str | None = None) -> Scores:
         """Score the adapter on the test split, or on another labelled source.
@@ -269,7 +282,7 @@ def prepare(recipe: Recipe, *, device: torch.device | None = None) -> Job:
     model.to(device or this_process().device)  # type: ignore[arg-type]
     torch.manual_seed(training.seed)
     try:
-        adapter = attach(model, recipe.technique.methods(), name=_name(recipe), tokenizer=tokenizer)
+        adapter = attach(model, recipe.technique.methods(), name=recipe.technique.slug, tokenizer=tokenizer)
     except ValueError as error:
         raise UserError(f"technique={recipe.technique.name}: {error}") from error
     if training.precision == "bf16":
@@ -278,10 +291,6 @@ def prepare(recipe: Recipe, *, device: torch.device | None = None) -> Job:
     job = Job(recipe, data.labels, model, tokenizer, adapter)
     job.data = data
     return job
-
-
-def _name(recipe: Recipe) -> str:
-    return recipe.technique.slug
 
 
 def reopen(folder: Path) -> Job:

@@ -124,6 +124,22 @@ def logits(model: PreTrainedModel, batch: Mapping[str, Tensor], precision: str) 
     return answer
 
 
+@contextlib.contextmanager
+def gradient_checkpointing(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
+    """Inside, activations are recomputed in the backward pass, if that is wanted."""
+    # transformers 5.23 has a new name for it, and warns of the old one
+    new = hasattr(model, "activation_checkpointing_enable")
+    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    if not wanted:
+        yield
+        return
+    getattr(model, f"{name}_enable")()
+    try:
+        yield
+    finally:
+        getattr(model, f"{name}_disable")()
+
+
 def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
     """Inside, the model computes in this number format."""
     return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 
 from smidgen import targets
-from smidgen.process.batches import collate, order
+from smidgen.process.batches import order
 from smidgen.process.encoding import Encoded
 from smidgen.process.memory import peak_memory, used_memory
+from smidgen.process.models import gradient_checkpointing
+from smidgen.process.parallel import this_process
 from smidgen.process.recipe import TrainingConfig
+from smidgen.process.train import backward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,7 +66,7 @@ class Plan:
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
-        """The fields, for plan.json and --json."""
+        """The fields, for --json."""
         return dataclasses.asdict(self)
 
 
@@ -120,20 +123,20 @@ def try_steps(
     pad_id: int,
 ) -> Trial:
     """Make a step on the largest batch, counting what it keeps for backward, then two on a typical one, timed."""
-    size = training.micro_batch_size or training.batch_size
+    size = (training.micro_batch_size or training.batch_size) * this_process().num_processes
     lengths = [len(row.input_ids) for row in rows]
     pieces = sorted((batch[:size] for batch in batches), key=lambda piece: _padded(lengths, piece, 0))
     largest, typical = pieces[-1], pieces[len(pieces) // 2]
-    with _undone(model, adapter):
+    with _undone(model, adapter), gradient_checkpointing(model, training.gradient_checkpointing):
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.0)
         before = used_memory(model.device)
         with _counted() as saved:
-            _step(model, optimizer, _batch(model, rows, largest, pad_id))
+            _step(model, optimizer, rows, largest, training, pad_id)
         state = 3 * sum(p.numel() * p.element_size() for p in adapter.parameters())  # gradient and AdamW's two moments
         seconds = []
         for _ in range(2):
             started = time.perf_counter()
-            _step(model, optimizer, _batch(model, rows, typical, pad_id))
+            _step(model, optimizer, rows, typical, training, pad_id)
             seconds.append(time.perf_counter() - started)
         peak = max(peak_memory(model.device), before + state + saved.total())
     return Trial(min(seconds) / _padded(lengths, typical, adapter.virtual_tokens), int(peak))
@@ -143,12 +146,15 @@ def _padded(lengths: Sequence[int], batch: Sequence[int], more: int) -> int:
     return len(batch) * (max(lengths[row] for row in batch) + more)
 
 
-def _batch(model: PreTrainedModel, rows: Sequence[Encoded], batch: Sequence[int], pad_id: int) -> dict[str, Tensor]:
-    return {name: value.to(model.device) for name, value in collate([rows[row] for row in batch], pad_id).items()}
-
-
-def _step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
-    model(**batch).loss.backward()
+def _step(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    rows: Sequence[Encoded],
+    batch: Sequence[int],
+    training: TrainingConfig,
+    pad_id: int,
+) -> None:
+    backward(model, rows, batch, training, pad_id)
     optimizer.step()
     optimizer.zero_grad()
     if model.device.type == "cuda":

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +20,10 @@ from smidgen.process.checkpoint import Checkpoint
 from smidgen.process.encoding import IGNORED, Encoded
 from smidgen.process.evaluate import Scores, loss_sum
 from smidgen.process.log import Log
-from smidgen.process.models import logits
+from smidgen.process.models import gradient_checkpointing, logits
 from smidgen.process.optimizer import make_optimizer, set_rates
 from smidgen.process.recipe import Recipe, TrainingConfig
+from smidgen.process.signals import stoppable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,8 +99,6 @@ def train(
     """
     config, folder = recipe.training, Path(recipe.output)
     parallel.place(model, adapter)
-    if config.gradient_checkpointing:
-        model.activation_checkpointing_enable()
     optimizer = make_optimizer(adapter, config, rates)
     lengths = [len(row.input_ids) for row in rows]
     epoch_steps = len(order(lengths, config.batch_size, seed=config.seed, epoch=0))
@@ -113,17 +108,18 @@ def train(
         progress, best = _restore(checkpoint.load(folder / "checkpoint", recipe, data), adapter, optimizer)
     saver = _Saver(recipe, data, adapter, optimizer)
 
-    with Log(folder, config, progress, steps, quiet=quiet) as log, _stoppable() as stop:
-        while progress.step < steps and not _out_of_patience(progress, config):
+    recomputing = gradient_checkpointing(model, config.gradient_checkpointing)
+    with Log(folder, config, progress, steps, quiet=quiet) as log, stoppable() as stop, recomputing:
+        while (progress.step < steps or progress.position) and not _out_of_patience(progress, config):
             model.train()
             batches = order(lengths, config.batch_size, seed=config.seed, epoch=progress.epoch)
-            for batch in batches[progress.position :]:
+            for batch in batches[progress.position : progress.position + steps - progress.step]:
                 started = time.perf_counter()
                 _seed(config.seed, progress.step)
                 rate = set_rates(optimizer, progress.step, steps, config)
-                own_loss = _backward(model, rows, batch, config, pad_id)
+                own_loss = backward(model, rows, batch, config, pad_id)
                 if progress.step == 0:
-                    adapter.check_gradients()
+                    _check_gradients(adapter)
                 parallel.sum_gradients(adapter)
                 norm = parallel.whole(torch.nn.utils.clip_grad_norm_(list(adapter.parameters()), config.clip))
                 loss, stops, due = parallel.summed(own_loss, bool(stop), saver.is_due(progress.step + 1))
@@ -136,15 +132,10 @@ def train(
                 progress.epoch_loss += loss
                 progress.tokens += sum(lengths[row] for row in batch)
                 log.step(progress, loss, rate)
-                if progress.step == steps:
-                    break
-                if stops or due:
+                if stops or due or progress.step == steps:  # after the last, scores are still to come
                     saver.save(progress, best, log)
                 if stops:
-                    raise Interrupted(
-                        f"Stopped after step {progress.step} of {steps}; a checkpoint is in {saver.folder}. "
-                        f"Go on with: smidgen train {folder / 'recipe.yaml'} --resume"
-                    )
+                    raise _interrupted(progress, steps, folder)
             scores = evaluate()
             point = _point(progress, scores)
             progress.curve.append(point)
@@ -153,8 +144,19 @@ def train(
                 best = parallel.get_weights(adapter)
             log.epoch(progress, point)
             progress.epoch, progress.position, progress.epoch_loss = progress.epoch + 1, 0, 0.0
+        if progress.step < steps:  # out of patience
+            saver.save(progress, best, log)
+        if parallel.summed(bool(stop))[0]:
+            raise _interrupted(progress, steps, folder)
     parallel.set_weights(adapter, best)
     return progress
+
+
+def _interrupted(progress: Progress, steps: int, folder: Path) -> Interrupted:
+    return Interrupted(
+        f"Stopped after step {progress.step} of {steps}; a checkpoint is in {folder / 'checkpoint'}. "
+        f"Go on with: smidgen train {folder / 'recipe.yaml'} --resume"
+    )
 
 
 def _seed(seed: int, step: int) -> None:
@@ -163,7 +165,7 @@ def _seed(seed: int, step: int) -> None:
     torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
 
-def _backward(
+def backward(
     model: PreTrainedModel, rows: Sequence[Encoded], batch: Sequence[int], config: TrainingConfig, pad_id: int
 ) -> float:
     """Add up the gradients of this process's part of a batch, in pieces; returns its part of the batch's mean loss."""
@@ -187,6 +189,13 @@ def _backward(
 
 def _count_labels(row: Encoded) -> int:
     return 1 if isinstance(row.labels, int) else sum(label != IGNORED for label in row.labels[1:])
+
+
+def _check_gradients(adapter: Adapter) -> None:
+    try:
+        adapter.check_gradients()
+    except RuntimeError as error:  # of the targets that the recipe names
+        raise UserError(str(error)) from error
 
 
 def _check_finite(loss: float, norm: float, step: int, rate: float) -> None:
@@ -217,31 +226,6 @@ def _point(progress: Progress, scores: Scores) -> dict[str, Any]:
 
 def _out_of_patience(progress: Progress, config: TrainingConfig) -> bool:
     return config.patience is not None and progress.epoch - progress.best_epoch > config.patience
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[list[int]]:
-    """Inside, Ctrl-C and SIGTERM are noted in the list, so that no step is torn; insisting stops one all the same."""
-    caught: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        if len(caught) > INSISTING:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # Python gives signals to the main thread alone
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
-INSISTING = 2
-"""Signals that a step may take to end: one Ctrl-C comes from the terminal and from `accelerate launch` as well."""
 
 
 class _Saver:
