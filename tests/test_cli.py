@@ -119,6 +119,66 @@ def test_merge_writes_a_model_that_transformers_loads(trained: Path) -> None:
     assert found["score"] == pytest.approx(expected["score"], abs=1e-4)
 
 
+def test_several_processes_print_once(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    for command in (["plan", "recipe.yaml", "--json"], ["evaluate", "out"], ["evaluate", "out", "--json"]):
+        assert smidgen(trained, *command).stdout == ""
+    assert smidgen(trained, "predict", "out", given="the day\n").stdout == ""
+
+
+def test_brackets_are_no_markup(tmp_path: Path) -> None:
+    path = save_recipe(tmp_path, "training: {epochs: 1}\ndata: {train: rows.csv, template: '[INST] {text} [/INST]'}\n")
+    path.write_text(path.read_text().replace("data: {train: rows.csv}\n", ""))
+    rows = tmp_path / "rows.csv"
+    text = rows.read_text().replace(",yes", ",[red]").replace(",no", ",[/bold]")
+    rows.write_text(text + f"{' the [/INST] day' * 20},[red]\n one [/INST] day,[red]\n one [/INST] day,[/bold]\n")
+    done = smidgen(tmp_path, "train", "recipe.yaml", "--set", 'output="[red]out"')
+    assert done.returncode == 0, done.stderr
+    assert "'one [/inst] day'" in " ".join(done.stdout.split())
+    for words in ("\n[red]  ", "\n[/bold]", "as [red]", f"The adapter is in {tmp_path}/[red]out/adapter"):
+        assert words in done.stdout
+
+
+def test_what_is_left_out_or_cut_is_said_beside_the_answers(trained: Path) -> None:
+    predicted = smidgen(trained, "predict", "out", given=f"{'the ' * 100}\na day\n")
+    assert len(predicted.stdout.splitlines()) == 2
+    assert predicted.stderr == "1 of 2 texts are longer than 48 tokens; their ends were cut.\n"
+    (trained / "new.csv").write_text(f"text,label\n{'the ' * 100},yes\n")
+    scored = smidgen(trained, "evaluate", "out", "--data", "new.csv", "--json")
+    (trained / "new.csv").unlink()
+    assert "1 of 1 texts of new.csv are longer than 48 tokens" in scored.stderr
+    assert json.loads(scored.stdout)["targets"] == [1]
+
+
+def test_a_comparison_says_what_was_cut(tmp_path: Path) -> None:
+    save_recipe(tmp_path, "training: {epochs: 1}\ncompare: [head]\n")
+    compared = smidgen(tmp_path, "compare", "recipe.yaml", "--set", "data.max_length=6", "--json")
+    notes = json.loads(compared.stdout)["data"]["notes"]
+    assert any("texts of data.train are longer than 6 tokens" in note for note in notes)
+    assert all(note in compared.stderr for note in notes)
+
+
+def test_the_demo_keeps_its_changes_and_no_recipe_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = []
+    monkeypatch.setattr("smidgen.cli._compare", lambda recipe, command, as_json: commands.append(command))
+    for _ in range(2):
+        demo = smidgen(tmp_path, "demo", "--output", "my demo", "--set", "compare=[lora, head]")
+        assert demo.returncode == 0, demo.stderr
+    assert commands[1] == "smidgen demo --output 'my demo' --set 'compare=[lora, head]'"
+    (tmp_path / "recipe.yaml").write_text("model: mine\n")
+    refused = smidgen(tmp_path, "demo", "--output", ".")
+    assert refused.returncode == 2
+    assert "is not the demo's recipe" in refused.stderr
+    assert (tmp_path / "recipe.yaml").read_text() == "model: mine\n"
+
+
+def test_a_place_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    failed = smidgen(tmp_path, "demo", "--output", "file/x")
+    assert failed.returncode == 2
+    assert failed.stderr == "smidgen: file/x: Not a directory.\n"
+
+
 def test_methods_lists_all_techniques(tmp_path: Path) -> None:
     listed = json.loads(smidgen(tmp_path, "methods", "--json").stdout)
     assert [entry["name"] for entry in listed][:3] == ["full", "head", "lora"]

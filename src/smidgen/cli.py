@@ -18,7 +18,7 @@ import typer
 from smidgen.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from smidgen.process.recipe import Recipe
 
@@ -53,6 +53,10 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # a folder that cannot be written, a file that cannot be read
+        named = f"{error.filename}: {error.strerror}." if error.filename and error.strerror else str(error)
+        print(f"smidgen: {named}", file=sys.stderr)
+        sys.exit(2)
 
 
 def version(wanted: bool) -> None:
@@ -85,13 +89,16 @@ def demo(
     Example: `smidgen demo`
     """
     from smidgen.files import write_text
+    from smidgen.process.compare import command_line
     from smidgen.process.demo import RECIPE
     from smidgen.process.recipe import load_recipe
 
     path = output / "recipe.yaml"
+    if path.exists() and path.read_text("utf-8") != RECIPE:
+        raise UserError(f"{path} is not the demo's recipe, and would be replaced. Give another --output.")
     write_text(path, RECIPE)
     recipe = load_recipe(path, [*(set_ or []), "output=."])
-    _compare(recipe, f"smidgen demo --output {output}", as_json=False)
+    _compare(recipe, command_line("demo", "--output", str(output), *_changes(set_)), as_json=False)
 
 
 @app.command()
@@ -110,9 +117,7 @@ def plan(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False) -> None:
         return
     from smidgen.report.terminal import plan_lines
 
-    console = _console()
-    for line in (*job.notes, *plan_lines(planned)):
-        console.print(line, highlight=False, soft_wrap=True)
+    _print(*job.notes, *plan_lines(planned))
 
 
 @app.command()
@@ -134,17 +139,13 @@ def train(
     from smidgen.report.terminal import plan_lines, score_lines
 
     job = prepare(load_recipe(recipe, set_ or []))
-    console = _console()
     if not (quiet or as_json):
-        for line in (*job.notes, *plan_lines(job.plan())):
-            console.print(line, highlight=False, soft_wrap=True)
+        _print(*job.notes, *plan_lines(job.plan()))
     metrics = job.train(resume=resume, quiet=quiet or as_json)
     if as_json:
         _print_json(metrics)
         return
-    for part in score_lines(metrics["test"]):
-        console.print(part)
-    console.print(f"The adapter is in {Path(job.recipe.output) / 'adapter'}", highlight=False, soft_wrap=True)
+    _print(*score_lines(metrics["test"]), f"The adapter is in {Path(job.recipe.output) / 'adapter'}")
 
 
 @app.command()
@@ -160,13 +161,11 @@ def evaluate(
     from smidgen.process.job import reopen
     from smidgen.report.terminal import score_lines
 
-    scores = reopen(run).evaluate(data)
+    scores = reopen(run).evaluate(data, tell=_tell)
     if as_json:
         _print_json(scores)
         return
-    console = _console()
-    for part in score_lines(scores):
-        console.print(part)
+    _print(*score_lines(scores))
 
 
 @app.command()
@@ -181,8 +180,9 @@ def predict(
     """
     from smidgen.process.job import reopen
 
-    for answer in reopen(run).predict(rows, batch_size=batch_size):
-        print(json.dumps(answer, ensure_ascii=False), flush=True)
+    for answer in reopen(run).predict(rows, batch_size=batch_size, tell=_tell):
+        if _is_first():
+            print(json.dumps(answer, ensure_ascii=False), flush=True)
 
 
 @app.command()
@@ -196,8 +196,8 @@ def compare(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False) -> No
     from smidgen.process.compare import command_line
     from smidgen.process.recipe import load_recipe
 
-    words = [word for change in set_ or [] for word in ("--set", change)]
-    _compare(load_recipe(recipe, set_ or []), command_line("compare", str(recipe), *words), as_json=as_json)
+    command = command_line("compare", str(recipe), *_changes(set_))
+    _compare(load_recipe(recipe, set_ or []), command, as_json=as_json)
 
 
 @app.command()
@@ -212,7 +212,7 @@ def merge(
     from smidgen.process.job import reopen
 
     reopen(run).merge(output)
-    _console().print(f"The merged model is in {output}", highlight=False, soft_wrap=True)
+    _print(f"The merged model is in {output}")
 
 
 @app.command()
@@ -226,7 +226,12 @@ def methods(as_json: AsJson = False) -> None:
     if as_json:
         _print_json(methods_json())
     else:
-        _console().print(methods_table())
+        _print(methods_table())
+
+
+def _changes(set_: list[str] | None) -> list[str]:
+    """The --set options as a person would type them."""
+    return [word for change in set_ or [] for word in ("--set", change)]
 
 
 def _compare(recipe: Recipe, command: str, *, as_json: bool) -> None:
@@ -235,27 +240,49 @@ def _compare(recipe: Recipe, command: str, *, as_json: bool) -> None:
     from smidgen.report.terminal import live
 
     if as_json:
-        _print_json(run(recipe, command=command))
+        result = run(recipe, command=command)
+        for note in result["data"]["notes"]:
+            _tell(note)
+        _print_json(result)
         return
-    console = _console()
-    with live(console) as watch:
+    with live(_console()) as watch:
         result = run(recipe, command=command, watch=watch)
-    console.print()
-    console.print(result["advice"], highlight=False, soft_wrap=True)
-    console.print(f"\nThe page: {Path(recipe.output) / 'report.html'}", highlight=False, soft_wrap=True)
+    for note in result["data"]["notes"]:
+        _tell(note)
+    _print("", result["advice"], f"\nThe page: {Path(recipe.output) / 'report.html'}")
     if all(row["status"] == "failed" for row in result["techniques"]):
         raise UserError("Every technique failed; the errors are in the table above and in the page.")
 
 
+def _is_first() -> bool:
+    """Whether this process prints: of several that train together, the first alone does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _console() -> Console:
-    """Where a command prints; of several processes that train together, the first alone does."""
     from rich.console import Console
 
-    return Console(quiet=os.environ.get("RANK", "0") != "0")
+    return Console(quiet=not _is_first())
+
+
+def _print(*parts: RenderableType) -> None:
+    """Print texts and tables as they are: a "[" in a label or a path is no markup."""
+    from rich.table import Table
+
+    console = _console()
+    for part in parts:
+        console.print(part, markup=False, emoji=False, highlight=False, soft_wrap=not isinstance(part, Table))
 
 
 def _print_json(value: Mapping[str, Any] | Iterable[Any]) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    if _is_first():
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _tell(note: str) -> None:
+    """Say what a user should know, beside the results."""
+    if _is_first():
+        print(note, file=sys.stderr)
 
 
 if __name__ == "__main__":

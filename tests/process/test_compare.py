@@ -112,13 +112,13 @@ def test_what_a_run_failed_of_is_said_in_full(status: int, said: str, told: str)
 
 
 def test_signals_are_noted_and_insisting_is_heard() -> None:
-    with pytest.raises(KeyboardInterrupt), stoppable() as noted:
+    with stoppable() as noted:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
         assert noted == [signal.SIGTERM, signal.SIGINT]
-        signal.raise_signal(signal.SIGINT)
-    handled = signal.getsignal(signal.SIGINT)
-    assert handled is signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_outside_the_main_thread_there_are_no_signals() -> None:

@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 from smidgen.process.encoding import IGNORED, Encoded
-from smidgen.process.evaluate import _class_scores, evaluate, exact_match, generate, loss_sum
+from smidgen.process.evaluate import _class_scores, evaluate, exact_match, generate, longest_answer, loss_sum
 from smidgen.process.job import Job, prepare
 from smidgen.process.recipe import load_recipe
 from tests.process.tiny import save_recipe
@@ -116,14 +116,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(writer: Job) -> None:
     assert len(set(alone)) > 2
 
 
-def test_exact_match_counts_the_expected_answers(writer: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    room = []
-
-    def answer(*_: object, max_new_tokens: int, **__: object) -> list[str]:
-        room.append(max_new_tokens)
-        return ["fine good", "poor", "poor bad"]
-
-    monkeypatch.setattr("smidgen.process.evaluate.generate", answer)
+def test_exact_match_counts_the_expected_answers(writer: Job) -> None:
     wanted = ["fine good ", "poor bad", "poor bad"]
-    assert exact_match(writer.model, writer.tokenizer, prompts(writer)[:3], wanted, pad_id=0) == 2 / 3
-    assert room[0] > 2  # the longest expected answer and the end of text fit
+    assert exact_match(["fine good", "poor", "poor bad"], wanted) == 2 / 3
+    assert longest_answer(writer.tokenizer, wanted) > 2  # the longest expected answer and the end of text fit

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import transformers
 
-from smidgen.errors import UserError
+from smidgen.errors import Interrupted, UserError
+from smidgen.process import train as training
 from smidgen.process.job import Job, prepare, reopen
 from smidgen.process.predict import predict, texts
 from smidgen.process.recipe import load_recipe
@@ -46,6 +48,68 @@ def test_answers_say_what_evaluation_counts(job: Job) -> None:
     else:
         right = [a["answer"] == e.answer for a, e in zip(answers, job.data.test, strict=True)]
         assert sum(right) / len(right) == scores["exact_match"]
+
+
+@pytest.mark.parametrize("technique", ["lora", "{name: prompt-tuning, length: 9}"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_an_answer_has_room_behind_the_longest_prompt(tmp_path: Path, architecture: str, technique: str) -> None:
+    path = save_recipe(tmp_path, "training: {epochs: 1}\n", decoder=True)
+    if architecture == "gpt2":  # it has a table of positions, with no entry beyond them
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 60}
+        config = transformers.GPT2Config(**sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+        transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    job = prepare(load_recipe(path, [f"technique={technique}"]))
+    told: list[str] = []
+    rows = ["the " * 200, "the day is"]
+    answers = list(predict(job, rows, batch_size=2, tell=told.append))
+    assert [answer["text"] for answer in answers] == rows
+    assert told == [f"1 of 2 texts are longer than {job.prompt_room(128)} tokens; their ends were cut."]
+    assert 9 <= job._answer_room(128) <= job._positions - job.prompt_room(128)
+    (tmp_path / "long.csv").write_text("text,answer\n" + f"{'the ' * 200},{'fine ' * 100}\n")
+    assert "exact_match" in job.evaluate(str(tmp_path / "long.csv"), tell=told.append)
+    assert f"1 of 1 texts of {tmp_path}/long.csv are longer than {job.max_length} tokens" in told[1]
+
+
+def test_skipped_rows_are_told(tmp_path: Path) -> None:
+    job = prepare(load_recipe(save_recipe(tmp_path), ["data.bad_rows=skip"]))
+    (tmp_path / "new.csv").write_text("text,label\na day,yes\n,no\na film,no\n")
+    told: list[str] = []
+    job.evaluate(str(tmp_path / "new.csv"), tell=told.append)
+    assert len(told) == 1
+    assert "1 of 3 rows can't be used (line 3: empty text); they were left out." in told[0]
+
+
+def test_virtual_tokens_that_leave_no_room_are_refused(tmp_path: Path) -> None:
+    job = prepare(load_recipe(save_recipe(tmp_path), ["technique={name: prompt-tuning, length: 60}"]))
+    with pytest.raises(UserError, match="prompt-tuning's length=60 leaves no room for a text.*takes 48 tokens. Lower"):
+        job.plan()
+
+
+def test_an_unfinished_run_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_recipe(tmp_path, RECIPE)
+    prepare(load_recipe(path)).train(quiet=True)
+    new = (tmp_path / "rows.csv").rename(tmp_path / "new.csv")
+    assert reopen(tmp_path / "out").evaluate(str(new))["loss"] > 0  # a finished one is, without its own rows too
+    new.rename(tmp_path / "rows.csv")
+
+    def stop(*_: object) -> None:
+        raise Interrupted("")
+
+    monkeypatch.setattr(training, "backward", stop)
+    with pytest.raises(Interrupted):
+        prepare(load_recipe(path, ["data.template=Say {text}"])).train(quiet=True)
+    assert (tmp_path / "out" / "adapter").is_dir()
+    with pytest.raises(UserError, match="has not finished. Train it to its end: smidgen train"):
+        reopen(tmp_path / "out")
+
+
+def test_a_recipe_of_the_user_s_own_is_not_replaced(tmp_path: Path) -> None:
+    path = save_recipe(tmp_path)
+    before = path.read_text()
+    with pytest.raises(UserError, match="holds a recipe.yaml of your own.*another output"):
+        prepare(load_recipe(path, ["output=."])).train(quiet=True)
+    assert path.read_text() == before
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_a_bad_row_gets_an_error_in_its_place(job: Job) -> None:

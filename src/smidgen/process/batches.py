@@ -58,7 +58,7 @@ def micro_batches(
 ) -> list[list[int]]:
     """One process's part of a batch, in the pieces that it passes through the model one after the other.
 
-    Every process gets the same number of pieces, because FSDP's gathering and DDP's averaging wait for all of them.
+    Every process gets the same number of pieces, because FSDP's gathering waits for all of them.
     A piece is empty where a process has no row left (a last batch of 3 rows on 4 processes). The process then
     passes `idle` rows through the model, which have a length but no label, and so take part without a loss or a
     gradient:
@@ -68,8 +68,8 @@ def micro_batches(
             loss = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / labels_in_the_whole_batch
 
     The sum over all pieces and processes is then the loss of the batch in one piece, whatever the number of processes;
-    a mean over each piece would weigh rows unequally, and be 0/0 for an idle one. DDP and FSDP average the gradients of
-    the processes: multiply the loss by their number. The tokens of idle rows are not the run's.
+    a mean over each piece would weigh rows unequally, and be 0/0 for an idle one. Gradients are summed over the
+    processes in turn, never averaged (`parallel.sum_gradients`). The tokens of idle rows are not the run's.
 
     Args:
         batch: the rows of one step, as `order` gives them.

@@ -119,8 +119,7 @@ def _execute(run: Run, comparison: Comparison, index: int, watch: Watch | None) 
     """Train in a process of its own; returns what went wrong, or None."""
     run.folder.mkdir(parents=True, exist_ok=True)
     path = run.folder / "recipe.yaml"
-    if not (run.folder / "checkpoint").is_dir():
-        (run.folder / "metrics.json").unlink(missing_ok=True)  # of another recipe
+    (run.folder / "metrics.json").unlink(missing_ok=True)  # of another recipe
     run.recipe.save(path)
     arguments = [sys.executable, "-m", "smidgen", "train", str(path), "--quiet"]
     if (run.folder / "checkpoint").is_dir():
@@ -129,14 +128,17 @@ def _execute(run: Run, comparison: Comparison, index: int, watch: Watch | None) 
     with output.open("w", encoding="utf-8") as said, stoppable() as signals:
         process = subprocess.Popen(arguments, stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         told = False
-        while process.poll() is None:
-            if signals and not told:
-                process.terminate()  # Ctrl-C reaches it from the terminal, a SIGTERM of ours does not
-                told = True
-            if watch is not None:
-                comparison["techniques"][index]["progress"] = run.progress()
-                watch(comparison)
-            time.sleep(POLL_SECONDS)
+        try:
+            while process.poll() is None:
+                if signals and not told:
+                    process.terminate()  # Ctrl-C reaches it from the terminal, a SIGTERM of ours does not
+                    told = True
+                if watch is not None:
+                    comparison["techniques"][index]["progress"] = run.progress()
+                    watch(comparison)
+                time.sleep(POLL_SECONDS)
+        finally:
+            process.terminate()  # nothing happens to one that has ended
     if signals:
         raise Interrupted(
             f"Stopped while {run.spec.name} was training; what is finished is kept, and so is its checkpoint. "
@@ -228,6 +230,8 @@ def _summary(spec: TechniqueSpec, measured: list[dict[str, Any]], comparison: Co
     first = measured[0]
     metric = comparison["metric"]
     comparison["model"]["parameters"] = first["base_parameters"]
+    noted = comparison["data"]["notes"]
+    noted += dict.fromkeys(note for metrics in measured for note in metrics.get("notes", ()) if note not in noted)
     scores = [metrics["test"][metric] for metrics in measured]
     rows, weights = _per_row(measured)
     low, high = interval(rows, weights)

@@ -99,8 +99,10 @@ def load_data(config: DataConfig, task: Task) -> TaskData:
     return TaskData(task, examples["train"], examples["validation"], examples["test"], labels, tuple(notes))
 
 
-def read_examples(source: str, config: DataConfig, task: Task, labels: Sequence[str]) -> list[Example]:
-    """Reads labelled rows from another source, to score a trained adapter on.
+def read_examples(
+    source: str, config: DataConfig, task: Task, labels: Sequence[str]
+) -> tuple[list[Example], tuple[str, ...]]:
+    """Reads labelled rows from another source, to score a trained adapter on; and notes on rows that were left out.
 
     Args:
         source: as in a recipe.
@@ -112,14 +114,14 @@ def read_examples(source: str, config: DataConfig, task: Task, labels: Sequence[
         UserError: the source can't be read, or has a label that is not among `labels`.
     """
     columns = (config.text, config.label if task == "classification" else config.answer)
-    rows = read_table(source, columns, field="data", skip_bad=config.bad_rows == "skip").rows
+    rows, notes = read_table(source, columns, field="data", skip_bad=config.bad_rows == "skip")
     if task == "generation":
-        return [Example(text, answer=answer) for text, answer in rows]
+        return [Example(text, answer=answer) for text, answer in rows], notes
     number = {label: index for index, label in enumerate(labels)}
     unseen = sorted({label.strip() for _, label in rows} - number.keys())
     if unseen:
         raise UserError(f"{source} has labels that the adapter was not trained on: {_listed(unseen)}.")
-    return [Example(text, label=number[label.strip()]) for text, label in rows]
+    return [Example(text, label=number[label.strip()]) for text, label in rows], notes
 
 
 def _labels(splits: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:

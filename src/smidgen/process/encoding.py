@@ -48,9 +48,8 @@ def encode(
 
     Classification: the template with the text, and the tokens that the tokenizer puts around it.
 
-    Generation: the prompt (the template with the text, and the tokens that the tokenizer puts before it), the
-        answer, and
-    the end-of-text token. A space stands between prompt and answer, unless the template ends in a line break or a
+    Generation: the prompt (the template with the text, and the tokens that the tokenizer puts before it), the answer,
+    and the end-of-text token. A space stands between prompt and answer, unless the template ends in a line break or a
     tab; it belongs to the answer's first token, as vocabularies have it, so spaces at the prompt's end are dropped.
     Prompt and answer are tokenized apart: a prompt has the same tokens whether its answer is known or not, `labels`
     starts at the answer's first token exactly, and an example without an answer gives the prompt that `generate`

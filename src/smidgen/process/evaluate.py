@@ -95,37 +95,14 @@ def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.zeros(known.shape, device=losses.device, dtype=losses.dtype).masked_scatter(known, losses).sum(1)
 
 
-def exact_match(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Encoded],
-    answers: Sequence[str],
-    *,
-    pad_id: int,
-    batch_size: int = 32,
-    precision: str = "fp32",
-) -> float:
-    """The share of rows whose greedy answer is the expected one, spaces at its ends aside.
+def longest_answer(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> int:
+    """How many tokens to generate where these answers are expected."""
+    ids = tokenizer(list(answers), add_special_tokens=False, verbose=False)["input_ids"]
+    return max(map(len, ids)) + UNFINISHED
 
-    Args:
-        model: generates.
-        tokenizer: turns its tokens into text.
-        prompts: rows without their answers.
-        answers: what is expected.
-        pad_id: fills short prompts, on the left.
-        batch_size: rows at once.
-        precision: number format of the activations.
-    """
-    longest = max(len(ids) for ids in tokenizer(list(answers), add_special_tokens=False)["input_ids"])
-    given = generate(
-        model,
-        tokenizer,
-        prompts,
-        pad_id=pad_id,
-        max_new_tokens=longest + UNFINISHED,
-        batch_size=batch_size,
-        precision=precision,
-    )
+
+def exact_match(given: Sequence[str], answers: Sequence[str]) -> float:
+    """The share of rows whose given answer is the expected one, spaces at its ends aside."""
     return sum(text == answer.strip() for text, answer in zip(given, answers, strict=True)) / len(answers)
 
 
@@ -139,7 +116,17 @@ def generate(
     batch_size: int = 32,
     precision: str = "fp32",
 ) -> list[str]:
-    """The greedy answer to each prompt, in their order, without spaces at its ends."""
+    """The greedy answer to each prompt, in their order, without spaces at its ends.
+
+    Args:
+        model: generates.
+        tokenizer: turns its tokens into text.
+        prompts: rows without their answers.
+        pad_id: fills short prompts, on the left.
+        max_new_tokens: where an answer is cut off; the model needs positions for them beside the longest prompt's.
+        batch_size: rows at once.
+        precision: number format of the activations.
+    """
 
     def answer(batch: list[Encoded]) -> list[str]:
         inputs = collate(batch, pad_id, "left")

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,12 @@ from smidgen.process import checkpoint
 from smidgen.process import predict as prediction
 from smidgen.process.data import Example, TaskData, load_data, read_examples
 from smidgen.process.encoding import Encoded, encode, pad_id
-from smidgen.process.evaluate import Scores, evaluate, exact_match
+from smidgen.process.evaluate import Scores, evaluate, exact_match, generate, longest_answer
 from smidgen.process.memory import peak_memory
 from smidgen.process.models import kind, load_model, longest_text
 from smidgen.process.parallel import get_weights, is_sharded, this_process
 from smidgen.process.plan import Plan, make_plan
-from smidgen.process.recipe import Recipe, load_recipe
+from smidgen.process.recipe import Recipe, load_recipe, refuse_own
 from smidgen.process.train import Progress, train
 
 if TYPE_CHECKING:
@@ -69,20 +69,36 @@ class Job:
     def notes(self) -> list[str]:
         """What a user should know about the data, in sentences."""
         shortened = [
-            f"{cut} of {len(rows)} texts of data.{split} are longer than {self.max_length} tokens; their ends are cut."
+            note
             for split, (rows, cut) in self._encoded.items()
-            if cut
+            for note in _cut_note(cut, len(rows), f"data.{split}", self.max_length)
         ]
         return [*self.data.notes, *shortened]
+
+    @property
+    def _positions(self) -> int:
+        """The most tokens that the model takes beside the virtual ones.
+
+        Raises:
+            UserError: the virtual ones leave it none.
+        """
+        whole, virtual = longest_text(self.model, self.tokenizer), self.adapter.virtual_tokens
+        if virtual >= whole:
+            longest = max(self.adapter.methods, key=lambda method: method.virtual_tokens)
+            raise UserError(
+                f"technique={self.recipe.technique.name}: {longest.name}'s length={longest.virtual_tokens} leaves no "
+                f"room for a text, as the model takes {whole} tokens. Lower it."
+            )
+        return whole - virtual
 
     @property
     def max_length(self) -> int:
         """The most tokens in a row: the recipe's, or the model's limit less the virtual tokens.
 
         Raises:
-            UserError: the recipe asks for more than the model takes.
+            UserError: the recipe asks for more than the model takes, or the virtual tokens leave no room.
         """
-        limit = longest_text(self.model, self.tokenizer) - self.adapter.virtual_tokens
+        limit = self._positions
         wanted = self.recipe.data.max_length
         if wanted is not None and wanted > limit:
             raise UserError(
@@ -91,13 +107,36 @@ class Job:
             )
         return wanted or limit
 
-    def encode(self, examples: Sequence[Example]) -> tuple[list[Encoded], int]:
+    def prompt_room(self, max_new_tokens: int) -> int:
+        """The most tokens in a prompt, such that an answer fits behind it."""
+        return min(self.max_length, self._positions - self._answer_room(max_new_tokens))
+
+    def _answer_room(self, max_new_tokens: int) -> int:
+        """The most tokens in an answer, whatever its prompt: a quarter of the model's at most."""
+        return min(max_new_tokens, max(1, self._positions // 4))
+
+    def answer(self, texts: Sequence[str], *, max_new_tokens: int, batch_size: int) -> tuple[list[str], int]:
+        """The greedy answers to texts, and how many of the texts were cut."""
+        room = self.prompt_room(max_new_tokens)
+        prompts, cut = self.encode([Example(text) for text in texts], max_length=room)
+        answers = generate(
+            self.model,
+            self.tokenizer,
+            prompts,
+            pad_id=pad_id(self.tokenizer),
+            max_new_tokens=self._answer_room(max_new_tokens),
+            batch_size=batch_size,
+            precision=self.recipe.training.precision,
+        )
+        return answers, cut
+
+    def encode(self, examples: Sequence[Example], *, max_length: int | None = None) -> tuple[list[Encoded], int]:
         """The tokens of examples, and how many were cut."""
         return encode(
             examples,
             self.recipe.task,
             self.tokenizer,
-            max_length=self.max_length,
+            max_length=max_length or self.max_length,
             template=self.recipe.data.template,
         )
 
@@ -139,6 +178,7 @@ class Job:
                 "give another output."
             )
         resume = resume and (checkpoint.exists(stopped) or not stopped.is_dir())  # stopped in its first checkpoint
+        refuse_own(folder / "recipe.yaml")
         if is_main and not resume:
             (folder / "metrics.json").unlink(missing_ok=True)
             self.recipe.save(folder / "recipe.yaml")
@@ -200,28 +240,30 @@ class Job:
         training = self.recipe.training
         return min(32, training.micro_batch_size or training.batch_size)
 
-    def evaluate(self, source: str | None = None) -> Scores:
+    def evaluate(self, source: str | None = None, *, tell: Callable[[str], object] = lambda note: None) -> Scores:
         """Score the adapter on the test split, or on another labelled source.
+
+        Args:
+            source: as in a recipe; None: the test split.
+            tell: called with what a user should know about the rows, in sentences.
 
         Raises:
             UserError: the source cannot be read, or has labels that the adapter does not know.
         """
-        examples = (
-            self.data.test if source is None else read_examples(source, self.recipe.data, self.recipe.task, self.labels)
-        )
-        rows, _ = self.encode(examples)
+        notes: tuple[str, ...] = ()
+        if source is None:
+            examples = self.data.test
+        else:
+            examples, notes = read_examples(source, self.recipe.data, self.recipe.task, self.labels)
+        rows, cut = self.encode(examples)
+        for note in (*notes, *_cut_note(cut, len(rows), source or "data.test", self.max_length)):
+            tell(note)
         scores = self._score(rows)
         if self.recipe.task == "generation":
-            prompts, _ = self.encode([Example(example.text) for example in examples])
-            answers = [example.answer or "" for example in examples]
-            scores["exact_match"] = exact_match(
-                self.model,
-                self.tokenizer,
-                prompts,
-                answers,
-                pad_id=pad_id(self.tokenizer),
-                precision=self.recipe.training.precision,
-            )
+            texts, answers = [example.text for example in examples], [example.answer or "" for example in examples]
+            longest = longest_answer(self.tokenizer, answers)
+            given, _ = self.answer(texts, max_new_tokens=longest, batch_size=self._rows_at_once)
+            scores["exact_match"] = exact_match(given, answers)
         return scores
 
     def _metrics(self, progress: Progress, scores: Scores, peak: int) -> dict[str, Any]:
@@ -231,6 +273,7 @@ class Job:
             "seed": self.recipe.training.seed,
             "recipe": self.recipe.fingerprint(),
             "data": self.data.fingerprint(),
+            "notes": self.notes,
             "test": scores,
             "best_epoch": progress.best_epoch + 1,
             "curve": progress.curve,
@@ -244,10 +287,12 @@ class Job:
             "peak_memory_bytes": peak,
         }
 
-    def predict(self, source: str, *, batch_size: int) -> Iterator[dict[str, Any]]:
-        """Answer the texts of a file, or the lines of standard input for "-"."""
+    def predict(
+        self, source: str, *, batch_size: int, tell: Callable[[str], object] = lambda note: None
+    ) -> Iterator[dict[str, Any]]:
+        """Answer the texts of a file, or the lines of standard input for "-"; `tell` hears if texts were cut."""
         texts = prediction.texts(source, self.recipe.data.text)
-        return prediction.predict(self, texts, batch_size=batch_size)
+        return prediction.predict(self, texts, batch_size=batch_size, tell=tell)
 
     def merge(self, output: Path) -> None:
         """Write the model with the adapter merged into it, and its tokenizer.
@@ -301,6 +346,11 @@ def reopen(folder: Path) -> Job:
     """
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder} is not the output of `smidgen train`: it has no recipe.yaml.")
+    if not (folder / "metrics.json").is_file():  # an adapter there is of another run than the recipe
+        raise UserError(
+            f"The run in {folder} has not finished. Train it to its end: smidgen train {folder / 'recipe.yaml'}"
+            + (" --resume" if checkpoint.exists(folder / "checkpoint") else "")
+        )
     recipe = load_recipe(folder / "recipe.yaml")
     labels = tuple(manifest.read(folder / "adapter").labels or ())
     model, tokenizer = load_model(
@@ -310,6 +360,10 @@ def reopen(folder: Path) -> Job:
     adapter = load(model, folder / "adapter")
     model.eval()
     return Job(recipe, labels, model, tokenizer, adapter)
+
+
+def _cut_note(cut: int, rows: int, source: str, room: int) -> list[str]:
+    return [f"{cut} of {rows} texts of {source} are longer than {room} tokens; their ends are cut."] if cut else []
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,6 @@ import torch
 from smidgen.process.batches import collate
 from smidgen.process.data import Example
 from smidgen.process.encoding import pad_id
-from smidgen.process.evaluate import generate
 from smidgen.process.models import logits
 from smidgen.process.tables import BadRow, stream_table
 
@@ -44,42 +43,44 @@ def _line(number: int, line: bytes) -> str | BadRow:
     return text if text.strip() else BadRow("line", number, "empty text")
 
 
-def predict(job: Job, rows: Iterable[str | BadRow], *, batch_size: int) -> Iterator[dict[str, Any]]:
+def predict(
+    job: Job, rows: Iterable[str | BadRow], *, batch_size: int, tell: Callable[[str], object] = lambda note: None
+) -> Iterator[dict[str, Any]]:
     """Answer each text; a bad row gets an error in its place, so that answers and rows stay side by side.
 
     Args:
         job: a model with its adapter.
         rows: the texts.
         batch_size: how many at once.
+        tell: called after the last of them, if texts were cut.
 
     Yields:
         Classification: text, label, score (the label's probability). Generation: text, answer. For a bad row: error.
     """
     rows = iter(rows)
+    count = all_cut = 0
     while batch := list(itertools.islice(rows, batch_size)):
         known = [row for row in batch if not isinstance(row, BadRow)]
-        answers = iter(_answer(job, known) if known else [])
+        found, cut = _answer(job, known) if known else ([], 0)
+        count, all_cut = count + len(known), all_cut + cut
+        answers = iter(found)
         for row in batch:
             yield {"error": str(row)} if isinstance(row, BadRow) else {"text": row, **next(answers)}
+    if all_cut:
+        room = job.prompt_room(MAX_NEW_TOKENS) if job.recipe.task == "generation" else job.max_length
+        tell(f"{all_cut} of {count} texts are longer than {room} tokens; their ends were cut.")
 
 
-def _answer(job: Job, known: list[str]) -> list[dict[str, Any]]:
-    rows, _ = job.encode([Example(text) for text in known])
-    pad, precision = pad_id(job.tokenizer), job.recipe.training.precision
+def _answer(job: Job, known: list[str]) -> tuple[list[dict[str, Any]], int]:
+    """What is answered to texts, and how many of them were cut."""
     if job.recipe.task == "generation":
-        found = generate(
-            job.model,
-            job.tokenizer,
-            rows,
-            pad_id=pad,
-            max_new_tokens=MAX_NEW_TOKENS,
-            batch_size=len(rows),
-            precision=precision,
-        )
-        return [{"answer": answer} for answer in found]
+        answers, cut = job.answer(known, max_new_tokens=MAX_NEW_TOKENS, batch_size=len(known))
+        return [{"answer": answer} for answer in answers], cut
+    rows, cut = job.encode([Example(text) for text in known])
+    pad, precision = pad_id(job.tokenizer), job.recipe.training.precision
     with torch.no_grad():
         best = logits(job.model, collate(rows, pad), precision).float().softmax(-1).max(-1)
     return [
         {"label": job.labels[index], "score": round(score, 6)}
         for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+    ], cut

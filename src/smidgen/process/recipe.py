@@ -34,6 +34,9 @@ from smidgen.process.technique import TechniqueSpec
 
 Task = Literal["classification", "generation"]
 
+MARK = "# Written by smidgen, with every field spelled out."
+"""The first line of a recipe that is kept with a run's results."""
+
 NOT_IN_RESULT = {"output", "compare", "seeds"}
 NOT_IN_TRAINING_RESULT = {"tracker", "checkpoint_minutes", "checkpoint_steps"}
 
@@ -230,8 +233,13 @@ class Recipe(_Section):
         return dump(self.model_dump(mode="json"))
 
     def save(self, path: Path) -> None:
-        """Writes `written` to a file, atomically."""
-        write_text(path, self.written())
+        """Writes `written` to a file, atomically.
+
+        Raises:
+            UserError: a recipe is there that a user wrote.
+        """
+        refuse_own(path)
+        write_text(path, f"{MARK}\n{self.written()}")
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that changes the result of a training run; not of what the data files hold."""
@@ -250,6 +258,15 @@ class Recipe(_Section):
         fields = self.model_dump(mode="json", exclude={*NOT_IN_RESULT, "technique"})
         fields["training"] = {k: v for k, v in fields["training"].items() if k not in NOT_IN_TRAINING_RESULT}
         return fields | {"technique": self.technique.resolved()}
+
+
+def refuse_own(path: Path) -> None:
+    """Raise a UserError if a user's own recipe is where a run's is to be written."""
+    if path.exists() and not _read(path).startswith(MARK):
+        raise UserError(
+            f"output={str(path.parent)!r} holds a {path.name} of your own, which the run's would replace. "
+            "Give another output."
+        )
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 EMBEDDED = {"tweets": ("text", "label"), "questions": ("text", "answer")}
 """The data sets that need no hub, and their columns."""
 
+LONGEST_FIELD = 2**31 - 1
+"""Characters of a CSV field; csv's own limit of 131,072 is less than a long text."""
+
 ROWS_NAMED = 5
 """How many bad rows of a kind a message names."""
 
@@ -213,6 +216,7 @@ class _BrokenQuotes(UserError):
 
 def _delimited(reader: Any, columns: tuple[str, ...], name: str) -> Found:
     """The records of a csv reader; blank lines are passed over."""
+    csv.field_size_limit(LONGEST_FIELD)
     line = 1
     try:
         header: list[str] = next(reader, [])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from smidgen.report import numbers
 from smidgen.report.table import print_table
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from smidgen.process.plan import Plan
 
 
-def plan_lines(plan: Plan) -> Iterator[str]:
+def plan_lines(plan: Plan) -> Iterator[str | Text]:
     """The plan in lines: what is trained, what stays frozen, what it costs."""
     total = plan.trainable + plan.frozen
-    yield f"[bold]{plan.technique}[/bold]"
+    yield Text(plan.technique, style="bold")
     for line in plan.options:
         yield f"  {line}"
     share = numbers.percent(plan.trainable / total)
@@ -51,12 +52,14 @@ def score_lines(scores: Mapping[str, Any]) -> Iterator[str | Table]:
         table.add_column(heading, justify="right")
     for entry in classes:
         shares = [f"{100 * entry[name]:.1f}" for name in ("precision", "recall", "f1")]
-        table.add_row(entry["label"], *shares, str(entry["support"]))
+        table.add_row(Text(entry["label"]), *shares, str(entry["support"]))
     yield table
     if len(classes) <= 10:
-        confusion = Table("Class", *(f"as {entry['label']}" for entry in classes), box=None, pad_edge=False)
+        confusion = Table("Class", box=None, pad_edge=False)
+        for entry in classes:
+            confusion.add_column(Text(f"as {entry['label']}"))
         for entry, counts in zip(classes, scores["confusion"], strict=True):
-            confusion.add_row(entry["label"], *map(str, counts))
+            confusion.add_row(Text(entry["label"]), *map(str, counts))
         yield confusion
 
 
@@ -82,7 +85,7 @@ def methods_table() -> Table:
     table = Table("Name", "What it learns", "Options", "Paper", show_lines=True)
     for entry in methods_json():
         options = ", ".join(f"{name}={value}" for name, value in entry["options"].items())
-        table.add_row(entry["name"], entry["about"], options or "none", entry["paper"])
+        table.add_row(*map(Text, (entry["name"], entry["about"], options or "none", entry["paper"])))
     return table
 
 
@@ -96,7 +99,7 @@ def live(console: Console) -> Iterator[Callable[[Mapping[str, Any]], None]]:
             for row in comparison["techniques"]:
                 if row["name"] not in told and row["status"] in ("done", "failed"):
                     told.add(row["name"])
-                    console.print(_line(row, comparison["metric"]), highlight=False, soft_wrap=True)
+                    console.print(Text(_line(row, comparison["metric"])), soft_wrap=True)
 
         yield tell
         return
@@ -118,7 +121,7 @@ def _screen(comparison: Mapping[str, Any]) -> Table:
     for row in comparison["techniques"]:
         progress = row.get("progress") if row["status"] == "running" else None
         if progress:
-            table.caption = f"{row['title']}: {_progress(progress)}"
+            table.caption = Text(f"{row['title']}: {_progress(progress)}")
     return table
 
 
