@@ -16,6 +16,7 @@ from torch import Tensor
 
 from smidgen import files, manifest
 from smidgen.adapter import Adapter, attach, load
+from smidgen.delta import own_parameters
 from smidgen.errors import Interrupted, UserError
 from smidgen.process import checkpoint
 from smidgen.process import predict as prediction
@@ -279,7 +280,7 @@ class Job:
             "curve": progress.curve,
             "trained": self.adapter.trainable,
             "total": self.adapter.total,
-            "base_parameters": sum(p.numel() for n, p in self.model.named_parameters() if ".deltas." not in n),
+            "base_parameters": sum(parameter.numel() for _, parameter in own_parameters(self.model)),
             "seconds": progress.seconds,
             "steps": progress.step,
             "tokens": progress.tokens,

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate.utils import patch_environment
-from torch import Tensor, nn
+from torch import Tensor
 
 from smidgen import embedded
 from smidgen.errors import UserError
-from smidgen.layers import is_causal
+from smidgen.layers import is_causal, position_offset
 from smidgen.process.encoding import pad_id
 from smidgen.process.recipe import Task
 
@@ -102,9 +102,8 @@ def kind(model: PreTrainedModel) -> Literal["encoder", "decoder"]:
 def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens that the model takes at once."""
     positions = getattr(model.config, "max_position_embeddings", None)
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    if positions is not None and isinstance(table, nn.Embedding) and table.padding_idx is not None:
-        positions -= table.padding_idx + 1  # RoBERTa counts from there
+    if positions is not None:
+        positions -= position_offset(model)
     limits = (positions, getattr(tokenizer, "model_max_length", None), 1 << 20)
     return int(min(limit for limit in limits if limit is not None))
 
