@@ -20,6 +20,7 @@ from smidgen.process.encoding import Encoded, encode, pad_id
 from smidgen.process.evaluate import Scores, evaluate
 from smidgen.process.job import Job, prepare
 from smidgen.process.recipe import load_recipe
+from smidgen.process.run import run
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
         other = [Encoded(row.input_ids, list(row.input_ids)) for row in tokens]
         with job.adapter.disabled():
             answers_before, other_before = score(job, job.splits["test"]), score(job, other)
-        metrics = job.train()
+        metrics = run(job)
         other_active = score(job, other)
         with job.adapter.disabled():
             other_disabled = score(job, other)

@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from smidgen.adapter import Adapter, attach, load
+    from smidgen.adapter import Adapter
+    from smidgen.attaching import attach, load
     from smidgen.delta import Delta, Method
     from smidgen.errors import UserError
     from smidgen.methods import (
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "smidgen.adapter": ["Adapter", "attach", "load"],
+    "smidgen.adapter": ["Adapter"],
+    "smidgen.attaching": ["attach", "load"],
     "smidgen.delta": ["Delta", "Method"],
     "smidgen.errors": ["UserError"],
     "smidgen.methods": [

@@ -1,9 +1,8 @@
-"""Put techniques on a model: `attach` freezes it, finds the places, puts the deltas in, and returns the `Adapter`."""
+"""The handle of what is on a model: `Adapter` trains, saves, disables, merges and detaches it."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,90 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from smidgen import attention, prompts, storage
-from smidgen.delta import Delta, Deltas, Method, Tap, own_parameters
-from smidgen.manifest import NAME
+from smidgen import attention, hooks, prompts, storage
+from smidgen.delta import Delta, Method
+from smidgen.hooks import own_parameters
 from smidgen.own import OwnParameters, head_names
 from smidgen.targets import Place
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-def attach(
-    model: PreTrainedModel,
-    methods: Method | Sequence[Method],
-    *,
-    name: str = "default",
-    also_train: str | Sequence[str] = (),
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> Adapter:
-    """Freeze `model` and put one adapter on it, made of one technique or of several.
-
-    The model computes what it did before wherever the technique starts at the identity (each technique's page says so).
-    A task head (a classifier, say) is trained with every technique. Adapters attached before stay on the model, frozen
-    and inactive.
-
-    Args:
-        model: a transformers model; its own modules, names and classes stay as they are.
-        methods: the technique, or several that form one adapter, in the order in which they act.
-        name: the adapter's name; letters, digits, '.', '_' and '-'.
-        also_train: patterns of the model's own parameters to train as well, such as "LayerNorm.*" or "pooler.*".
-        tokenizer: needed only by techniques that start from a text.
-
-    Returns:
-        The handle to train, save, disable, merge and detach it by.
-
-    Raises:
-        ValueError: a target matches nothing, the name is taken or malformed, or the model cannot take the technique;
-            the model is then as it was.
-        RuntimeError: the adapter that is active now cannot be deactivated (see `Adapter.deactivate`).
-    """
-    methods = (methods,) if isinstance(methods, Method) else tuple(methods)
-    if not methods:
-        raise ValueError("No technique was given. Pass one, such as LoRA(rank=8), or a list of them.")
-    _check_name(model, name)
-    with alone(model):
-        places = [method.places(model) for method in methods]
-        own = own_names(model, methods, also_train)
-        with torch.device(model.device):
-            deltas = [method.build_all(model, found) for method, found in zip(methods, places, strict=True)]
-        for method, built in zip(methods, deltas, strict=True):
-            with torch.no_grad():
-                method.initialize(model, built, tokenizer)
-        return Adapter(model, name, methods, places, deltas, own)
-
-
-@contextlib.contextmanager
-def alone(model: nn.Module) -> Iterator[None]:
-    """Inside, no adapter is active, so that a new one sees the base model; if it fails, all is as it was."""
-    active = [adapter for adapter in adapters(model).values() if adapter.active]
-    for adapter in active:
-        adapter.deactivate()
-    try:
-        yield
-    except BaseException:
-        for adapter in active:
-            adapter.activate()
-        raise
-
-
-def own_names(model: PreTrainedModel, methods: Sequence[Method], also_train: str | Sequence[str]) -> list[str]:
-    """The model's own parameters that the techniques train, its head included, in the model's order.
-
-    Raises:
-        ValueError: a pattern of `also_train` matches no parameter.
-    """
-    names = [name for name, _ in own_parameters(model)]
-    wanted = {*head_names(model), *(name for method in methods for name in method.own_parameters(model))}
-    for pattern in [also_train] if isinstance(also_train, str) else also_train:
-        found = [name for name in names if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)]
-        if not found:
-            raise ValueError(
-                f"also_train={pattern!r} matches no parameter of {type(model).__name__}, such as {names[0]!r}."
-            )
-        wanted.update(found)
-    return [name for name in names if name in wanted]
+    from transformers import PreTrainedModel
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:
@@ -168,16 +91,9 @@ class Adapter:
         return f"{self.name.replace('.', '%2E')}:{method.name}"  # a module's name has no dots
 
     def _put(self, method: Method, place: Place, delta: Delta) -> None:
-        layer = place.layer
-        deltas = getattr(layer, "deltas", None)
-        if not isinstance(deltas, Deltas):
-            layer.deltas = deltas = Deltas()
-        if method.site == "layer" and deltas.handle is None:
-            deltas.handle = layer.register_forward_hook(run_deltas)
-        deltas.add_module(self._key(method), delta)
-        delta.train(layer.training)
-        if delta.reads_source and place.source is not None:
-            delta.tap = Tap(self.model.get_submodule(place.source), delta)
+        reads = delta.reads_source and place.source is not None
+        source = self.model.get_submodule(place.source) if reads and place.source else None
+        hooks.put(place.layer, self._key(method), delta, runs_on_output=method.site == "layer", source=source)
 
     def _wire(self) -> None:
         """Install the attention function and the virtual tokens that the adapters on the model need, or remove them."""
@@ -362,16 +278,8 @@ class Adapter:
         return self.model
 
     def _remove(self) -> None:
-        for method, place, delta in self.entries():
-            deltas = place.layer.deltas
-            assert isinstance(deltas, Deltas)
-            del deltas._modules[self._key(method)]
-            if delta.tap is not None:
-                delta.tap.handle.remove()
-            if not list(deltas.children()):
-                if deltas.handle is not None:
-                    deltas.handle.remove()
-                del place.layer.deltas
+        for method, place, _ in self.entries():
+            hooks.remove(place.layer, self._key(method))
         del self.model._modules[self._own_key]
         del adapters(self.model)[self.name]
         self._wire()
@@ -408,46 +316,9 @@ class Adapter:
         return f"{title} {self.name!r}: {where}{self.trainable:,} trainable of {self.total / 1e6:.1f} M ({share:.2%})"
 
 
-def run_deltas(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-    """The one forward hook: passes a layer's output (a tuple's first part) through its active deltas."""
-    hidden = output[0] if isinstance(output, tuple) else output
-    for delta in attention.active_deltas(layer):
-        hidden = delta(layer, inputs if delta.tap is None else delta.tap.take(), hidden)
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-
 def mergeable(delta: Delta) -> bool:
     """Whether the delta is an update of a weight."""
     return type(delta).merge is not Delta.merge
-
-
-def load(model: PreTrainedModel, path: str | Path, *, name: str | None = None, check_base: bool = True) -> Adapter:
-    """Put the adapter saved at `path` on `model`, active and ready to serve or to train on.
-
-    Args:
-        model: the model that it was trained for.
-        path: a folder that `Adapter.save` wrote.
-        name: another name for it; default: the one it was saved under.
-        check_base: whether the model's weights must be those that it was trained on.
-
-    Raises:
-        UserError: the folder is damaged, incomplete, not an adapter, or an adapter for another model; the model is as
-        it was.
-    """
-    with alone(model):
-        saved = storage.read(model, Path(path), check_base=check_base)
-        _check_name(model, name or saved.name)
-        return storage.put(model, saved, name or saved.name)
-
-
-def _check_name(model: nn.Module, name: str) -> None:
-    if not re.fullmatch(NAME, name):
-        raise ValueError(
-            f"name={name!r} is not an adapter's name: 1 to 64 letters, digits, '.', '_' or '-', the "
-            "first a letter or digit."
-        )
-    if name in adapters(model):
-        raise ValueError(f"The model has an adapter {name!r} already. Choose another name, or detach that one first.")
 
 
 def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from smidgen.delta import Delta, Deltas
+from smidgen.hooks import active_deltas
 from smidgen.targets import Place, choose_blocks
 from smidgen.threads import PerThread
 
@@ -103,14 +103,6 @@ def attend(
         key = torch.cat([prefix_key.to(key.dtype), key], dim=2)
         value = torch.cat([prefix_value.to(value.dtype), value], dim=2)
     return _kernel(kernel, module)(module, query, key, value, attention_mask, **arguments)  # type: ignore[no-any-return]
-
-
-def active_deltas(module: nn.Module) -> list[Delta]:
-    """The deltas that act on this module now, in their order."""
-    deltas = getattr(module, "deltas", None)
-    if not isinstance(deltas, Deltas):
-        return []
-    return [delta for delta in deltas.children() if isinstance(delta, Delta) and delta.active]
 
 
 def _is_causal(module: nn.Module, query: Tensor, arguments: dict[str, Any]) -> bool:

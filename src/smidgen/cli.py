@@ -136,12 +136,13 @@ def train(
     """
     from smidgen.process.job import prepare
     from smidgen.process.recipe import load_recipe
+    from smidgen.process.run import run
     from smidgen.report.terminal import plan_lines, score_lines
 
     job = prepare(load_recipe(recipe, set_ or []))
     if not (quiet or as_json):
         _print(*job.notes, *plan_lines(job.plan()))
-    metrics = job.train(resume=resume, quiet=quiet or as_json)
+    metrics = run(job, resume=resume, quiet=quiet or as_json)
     if as_json:
         _print_json(metrics)
         return
@@ -210,8 +211,9 @@ def merge(
     Example: `smidgen merge runs/recipe merged`
     """
     from smidgen.process.job import reopen
+    from smidgen.process.merge import merge as write_merged
 
-    reopen(run).merge(output)
+    write_merged(reopen(run), output)
     _print(f"The merged model is in {output}")
 
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args, get_type_hints
 
-import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
-
-from smidgen.threads import PerThread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from smidgen.hooks import Tap
     from smidgen.targets import Place
 
 Site = Literal["layer", "attention", "embedding"]
@@ -45,52 +42,6 @@ class Delta(nn.Module):
     def folded(self) -> dict[str, Tensor]:
         """The tensors that inference needs; a technique with a reparameterization gives its result."""
         return dict(self.state_dict())
-
-
-class Deltas(nn.Module):
-    """The deltas of one layer, in the order in which they act; a child's name is ADAPTER:TECHNIQUE."""
-
-    handle: RemovableHandle | None = None
-
-
-class Tap:
-    """Remembers what went into an earlier layer of a sublayer, for a delta at its end.
-
-    A forward pre-hook. The tensor is let go of when the delta takes it, so that nothing is kept beyond one pass.
-    """
-
-    def __init__(self, layer: nn.Module, delta: Delta) -> None:
-        self.delta = delta
-        self._inputs: PerThread[tuple[Any, ...] | None] = PerThread(None)
-        self.handle = layer.register_forward_pre_hook(self)
-
-    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Remember the layer's positional arguments."""
-        if self.delta.active:
-            self._inputs.set(inputs)
-
-    def take(self) -> tuple[Any, ...]:
-        """What went in since the last call."""
-        inputs = self._inputs.reset()
-        if inputs is None:
-            raise RuntimeError("A sublayer's end ran without its start; the model does not call its layers in order.")
-        return inputs
-
-
-def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The model's own modules by name: what adapters have added to it is left out."""
-    inside: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if isinstance(module, Deltas):
-            inside = (*inside, f"{name}.")
-        elif not name.startswith(inside):
-            yield name, module
-
-
-def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The model's own parameters by name, each once: what adapters have added to it is left out."""
-    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Deltas))
-    return ((name, parameter) for name, parameter in model.named_parameters() if not name.startswith(inside or "\0"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,10 +144,3 @@ def check_positive(technique: str, field: str, value: float) -> None:
     if not 0 < value < math.inf:
         least = "at least 1" if isinstance(value, int) else "above 0"
         raise ValueError(f"{technique}'s {field} must be {least}, got {value}.")
-
-
-def add_to_weight(weight: nn.Parameter, update: Tensor) -> None:
-    """Weight += update, summed in fp32 at least, so that merging rounds once."""
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    with torch.no_grad():
-        weight.copy_((weight.to(wide) + update.to(wide)).to(weight.dtype))

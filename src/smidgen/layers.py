@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -36,9 +37,13 @@ def features(layer: nn.Module) -> tuple[int, int]:
     raise TypeError(f"{type(layer).__name__} is not a linear layer.")
 
 
-def as_weight(layer: nn.Module, matrix: Tensor) -> Tensor:
-    """An (out, in) matrix in the layout of the layer's own weight."""
-    return matrix.T if is_conv1d(layer) else matrix
+def add_to_weight(layer: nn.Module, update: Tensor) -> None:
+    """Add an (out, in) matrix to the layer's weight; the sum is taken in fp32 at least, so that it rounds once."""
+    weight, update = layer.weight, update.T if is_conv1d(layer) else update
+    assert isinstance(weight, Tensor)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    with torch.no_grad():
+        weight.copy_((weight.to(wide) + update.to(wide)).to(weight.dtype))
 
 
 def is_causal(model: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from smidgen.delta import own_modules, own_parameters
+from smidgen.hooks import own_modules, own_parameters
 
 
 class OwnParameters(nn.Module):

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from smidgen.attention import active_deltas, install
+from smidgen.attention import install
 from smidgen.delta import Delta
+from smidgen.hooks import active_deltas
 from smidgen.layers import position_offset, positions
 from smidgen.threads import PerThread
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from smidgen import attention, files, manifest, targets
-from smidgen.delta import Delta, Method, own_parameters
+from smidgen.delta import Delta, Method
 from smidgen.errors import UserError
+from smidgen.hooks import own_parameters
 from smidgen.manifest import FORMAT, TENSORS, Base, Manifest, SavedPlace, Technique
 from smidgen.targets import Place
 

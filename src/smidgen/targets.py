@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from smidgen.delta import own_modules
+from smidgen.hooks import own_modules
 from smidgen.layers import features, is_linear
 
 if TYPE_CHECKING:

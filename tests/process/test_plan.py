@@ -10,6 +10,7 @@ import torch
 from smidgen.process import plan
 from smidgen.process.job import Job, prepare
 from smidgen.process.recipe import load_recipe
+from smidgen.process.run import run
 from tests.process.tiny import save_recipe
 
 
@@ -20,7 +21,7 @@ def job(folder: Path, *changes: str) -> Job:
 @pytest.mark.parametrize("technique", ["lora", "houlsby", "prefix-tuning", "full", "head"])
 def test_the_plan_says_what_the_run_then_does(tmp_path: Path, technique: str) -> None:
     planned = job(tmp_path, f"technique={technique}").plan()
-    metrics = job(tmp_path, f"technique={technique}").train(quiet=True)
+    metrics = run(job(tmp_path, f"technique={technique}"), quiet=True)
     assert planned.trainable == metrics["trained"]
     assert planned.trainable + planned.frozen == metrics["total"]
     assert planned.steps == metrics["steps"]
@@ -39,8 +40,8 @@ def test_planning_leaves_no_trace(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in planned.adapter.state().items())
     assert all(parameter.grad is None for parameter in planned.model.parameters())
     assert not (tmp_path / "out").exists()
-    plain.train(quiet=True)
-    planned.train(quiet=True)
+    run(plain, quiet=True)
+    run(planned, quiet=True)
     states = [done.adapter.state() for done in (plain, planned)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 

@@ -16,6 +16,7 @@ from smidgen.process import train as training
 from smidgen.process.job import Job, prepare, reopen
 from smidgen.process.predict import predict, texts
 from smidgen.process.recipe import load_recipe
+from smidgen.process.run import run
 from smidgen.process.tables import BadRow
 from tests.process.tiny import save_recipe
 
@@ -25,7 +26,7 @@ RECIPE = "training: {epochs: 4, batch_size: 8, learning_rate: 0.01}\n"
 @pytest.fixture(scope="module", params=["classification", "generation"])
 def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Job:
     folder = tmp_path_factory.mktemp(request.param)
-    prepare(load_recipe(save_recipe(folder, RECIPE, decoder=request.param == "generation"))).train(quiet=True)
+    run(prepare(load_recipe(save_recipe(folder, RECIPE, decoder=request.param == "generation"))), quiet=True)
     return reopen(folder / "out")
 
 
@@ -63,11 +64,11 @@ def test_an_answer_has_room_behind_the_longest_prompt(tmp_path: Path, architectu
     rows = ["the " * 200, "the day is"]
     answers = list(predict(job, rows, batch_size=2, tell=told.append))
     assert [answer["text"] for answer in answers] == rows
-    assert told == [f"1 of 2 texts are longer than {job.prompt_room(128)} tokens; their ends were cut."]
-    assert 9 <= job._answer_room(128) <= job._positions - job.prompt_room(128)
+    assert told == [f"1 of 2 texts are longer than {job.room.prompt(128)} tokens; their ends were cut."]
+    assert 9 <= job.room.answer(128) <= job.room.positions - job.room.prompt(128)
     (tmp_path / "long.csv").write_text("text,answer\n" + f"{'the ' * 200},{'fine ' * 100}\n")
     assert "exact_match" in job.evaluate(str(tmp_path / "long.csv"), tell=told.append)
-    assert f"1 of 1 texts of {tmp_path}/long.csv are longer than {job.max_length} tokens" in told[1]
+    assert f"1 of 1 texts of {tmp_path}/long.csv are longer than {job.room.row} tokens" in told[1]
 
 
 def test_skipped_rows_are_told(tmp_path: Path) -> None:
@@ -81,13 +82,13 @@ def test_skipped_rows_are_told(tmp_path: Path) -> None:
 
 def test_virtual_tokens_that_leave_no_room_are_refused(tmp_path: Path) -> None:
     job = prepare(load_recipe(save_recipe(tmp_path), ["technique={name: prompt-tuning, length: 60}"]))
-    with pytest.raises(UserError, match="prompt-tuning's length=60 leaves no room for a text.*takes 48 tokens. Lower"):
+    with pytest.raises(UserError, match="Prompt tuning's length=60 leaves no room for a text.*takes 48 tokens. Lower"):
         job.plan()
 
 
 def test_an_unfinished_run_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_recipe(tmp_path, RECIPE)
-    prepare(load_recipe(path)).train(quiet=True)
+    run(prepare(load_recipe(path)), quiet=True)
     new = (tmp_path / "rows.csv").rename(tmp_path / "new.csv")
     assert reopen(tmp_path / "out").evaluate(str(new))["loss"] > 0  # a finished one is, without its own rows too
     new.rename(tmp_path / "rows.csv")
@@ -97,7 +98,7 @@ def test_an_unfinished_run_is_not_served(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(training, "backward", stop)
     with pytest.raises(Interrupted):
-        prepare(load_recipe(path, ["data.template=Say {text}"])).train(quiet=True)
+        run(prepare(load_recipe(path, ["data.template=Say {text}"])), quiet=True)
     assert (tmp_path / "out" / "adapter").is_dir()
     with pytest.raises(UserError, match="has not finished. Train it to its end: smidgen train"):
         reopen(tmp_path / "out")
@@ -107,7 +108,7 @@ def test_a_recipe_of_the_user_s_own_is_not_replaced(tmp_path: Path) -> None:
     path = save_recipe(tmp_path)
     before = path.read_text()
     with pytest.raises(UserError, match="holds a recipe.yaml of your own.*another output"):
-        prepare(load_recipe(path, ["output=."])).train(quiet=True)
+        run(prepare(load_recipe(path, ["output=."])), quiet=True)
     assert path.read_text() == before
     assert not (tmp_path / "adapter").exists()
 

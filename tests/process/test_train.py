@@ -17,6 +17,7 @@ from smidgen.process.job import Job, prepare
 from smidgen.process.models import gradient_checkpointing
 from smidgen.process.optimizer import rate_at
 from smidgen.process.recipe import TrainingConfig, load_recipe
+from smidgen.process.run import run
 from tests.process.tiny import save_recipe
 
 RECIPE = "training: {epochs: 3, batch_size: 8, learning_rate: 0.01, checkpoint_minutes: null}\n"
@@ -37,7 +38,7 @@ def log(path: Path) -> list[dict]:
 
 @pytest.mark.parametrize("technique", ["full", "lora", "houlsby", "prefix-tuning", "prompt-tuning", "p-tuning"])
 def test_training_learns_and_leaves_its_results(recipe: Path, technique: str) -> None:
-    metrics = job(recipe, f"technique={technique}", "training.epochs=5").train(quiet=True)
+    metrics = run(job(recipe, f"technique={technique}", "training.epochs=5"), quiet=True)
     losses = [point["train_loss"] for point in metrics["curve"]]
     assert losses[-1] < losses[0]
     assert sorted(path.name for path in (recipe.parent / "out").iterdir()) == [
@@ -54,7 +55,7 @@ def test_training_learns_and_leaves_its_results(recipe: Path, technique: str) ->
 
 def test_a_decoder_learns_its_answers(tmp_path: Path) -> None:
     path = save_recipe(tmp_path, RECIPE, decoder=True)
-    metrics = job(path, "training.epochs=6", "training.learning_rate=0.02").train(quiet=True)
+    metrics = run(job(path, "training.epochs=6", "training.learning_rate=0.02"), quiet=True)
     assert metrics["curve"][-1]["validation_loss"] < 0.5 * metrics["curve"][0]["validation_loss"]
     assert metrics["test"]["exact_match"] > 0.5
     assert metrics["test"]["perplexity"] == pytest.approx(torch.tensor(metrics["test"]["loss"]).exp().item(), rel=1e-4)
@@ -72,7 +73,7 @@ def interrupted(started: Job, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(training, "_check_finite", stop)
         with pytest.raises(Interrupted, match=f"Stopped after step {at} of 18.*--resume"):
-            started.train(quiet=True)
+            run(started, quiet=True)
 
 
 @pytest.mark.parametrize("technique", ["lora", "{name: lora, dropout: 0.1}", "full", "{name: p-tuning, encoder: lstm}"])
@@ -83,12 +84,12 @@ def test_a_resumed_run_ends_at_the_same_bits(
     whole, parts = (save_recipe(tmp_path / name, RECIPE) for name in ("whole", "parts"))
     change = f"technique={technique}"
     straight = job(whole, change)
-    expected = straight.train(quiet=True)
+    expected = run(straight, quiet=True)
     interrupted(job(parts, change), at, monkeypatch)
     assert not (parts.parent / "out" / "metrics.json").exists()
     resumed = job(parts, change)
     torch.rand(7)  # whatever happened in the new process before does not matter
-    metrics = resumed.train(resume=True, quiet=True)
+    metrics = run(resumed, resume=True, quiet=True)
     states = [done.adapter.state() for done in (straight, resumed)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert metrics["test"] == expected["test"]
@@ -100,7 +101,7 @@ def test_a_resumed_run_ends_at_the_same_bits(
 def test_a_checkpoint_by_steps_is_enough_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = (save_recipe(tmp_path / name, RECIPE) for name in ("whole", "parts"))
     straight = job(whole)
-    straight.train(quiet=True)
+    run(straight, quiet=True)
     real = training._check_finite
 
     def crash(loss: float, norm: float, step: int, rate: float) -> None:
@@ -111,9 +112,9 @@ def test_a_checkpoint_by_steps_is_enough_after_a_crash(tmp_path: Path, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(training, "_check_finite", crash)
         with pytest.raises(RuntimeError, match="power cut"):
-            job(parts, "training.checkpoint_steps=4").train(quiet=True)
+            run(job(parts, "training.checkpoint_steps=4"), quiet=True)
     resumed = job(parts, "training.checkpoint_steps=4")
-    resumed.train(resume=True, quiet=True)
+    run(resumed, resume=True, quiet=True)
     states = [done.adapter.state() for done in (straight, resumed)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert log(parts) == log(whole)
@@ -122,15 +123,15 @@ def test_a_checkpoint_by_steps_is_enough_after_a_crash(tmp_path: Path, monkeypat
 def test_an_unfinished_run_is_not_overwritten(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(job(recipe), 3, monkeypatch)
     with pytest.raises(UserError, match="holds an unfinished run. Add --resume"):
-        job(recipe).train(quiet=True)
+        run(job(recipe), quiet=True)
 
 
 def test_resuming_with_a_changed_recipe_names_the_change(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(job(recipe), 3, monkeypatch)
     with pytest.raises(UserError, match="training.epochs was 3 and is 4"):
-        job(recipe, "training.epochs=4").train(resume=True, quiet=True)
+        run(job(recipe, "training.epochs=4"), resume=True, quiet=True)
     with pytest.raises(UserError, match="rank was 8 and is 4"):
-        job(recipe, "technique={name: lora, rank: 4}").train(resume=True, quiet=True)
+        run(job(recipe, "technique={name: lora, rank: 4}"), resume=True, quiet=True)
 
 
 def test_resuming_with_changed_rows_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,12 +139,12 @@ def test_resuming_with_changed_rows_is_refused(recipe: Path, monkeypatch: pytest
     rows = recipe.parent / "rows.csv"
     rows.write_text(rows.read_text().replace("day", "night"))
     with pytest.raises(UserError, match="The data have changed"):
-        job(recipe).train(resume=True, quiet=True)
+        run(job(recipe), resume=True, quiet=True)
 
 
 def test_resuming_nothing_says_so(recipe: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint to resume"):
-        job(recipe).train(resume=True, quiet=True)
+        run(job(recipe), resume=True, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -156,24 +157,24 @@ def test_a_damaged_checkpoint_is_refused(recipe: Path, damage: object, monkeypat
     (path,) = (recipe.parent / "out" / "checkpoint").glob("*.safetensors")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match="cut short"):
-        job(recipe).train(resume=True, quiet=True)
+        run(job(recipe), resume=True, quiet=True)
 
 
 def test_the_best_epoch_is_kept(recipe: Path) -> None:
     done = job(recipe, "training.epochs=6", "training.learning_rate=0.3", "training.schedule=constant")
-    metrics = done.train(quiet=True)
+    metrics = run(done, quiet=True)
     scores = [point["validation_score"] for point in metrics["curve"]]
     assert metrics["best_epoch"] == scores.index(max(scores)) + 1
-    assert done._score(done.splits["validation"])["accuracy"] == max(scores)
+    assert done.score(done.splits["validation"])["accuracy"] == max(scores)
 
 
 def test_patience_ends_the_run_early(recipe: Path) -> None:
-    metrics = job(recipe, "training.epochs=50", "training.learning_rate=1e-9", "training.patience=2").train(quiet=True)
+    metrics = run(job(recipe, "training.epochs=50", "training.learning_rate=1e-9", "training.patience=2"), quiet=True)
     assert len(metrics["curve"]) == 3  # the first is the best, and two more did not beat it
 
 
 def test_max_steps_ends_the_run(recipe: Path) -> None:
-    metrics = job(recipe, "training.max_steps=4").train(quiet=True)
+    metrics = run(job(recipe, "training.max_steps=4"), quiet=True)
     assert metrics["steps"] == 4
     assert len(metrics["curve"]) == 1
 
@@ -186,7 +187,7 @@ def test_pieces_of_a_batch_give_the_gradients_of_the_whole(recipe: Path) -> None
         for module in started.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        started.train(quiet=True)
+        run(started, quiet=True)
         states.append(started.adapter.state())
     for other in states[1:]:
         for name, tensor in states[0].items():
@@ -195,7 +196,7 @@ def test_pieces_of_a_batch_give_the_gradients_of_the_whole(recipe: Path) -> None
 
 def test_a_loss_that_is_not_finite_names_the_rate(recipe: Path) -> None:
     with pytest.raises(UserError, match=r"The loss was (nan|inf) at step \d+, with learning rate"):
-        job(recipe, "technique=full", "training.learning_rate=1e30", "training.warmup=0").train(quiet=True)
+        run(job(recipe, "technique=full", "training.learning_rate=1e30", "training.warmup=0"), quiet=True)
 
 
 def test_too_little_memory_says_what_to_lower(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,21 +205,21 @@ def test_too_little_memory_says_what_to_lower(recipe: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(training, "backward", full)
     with pytest.raises(UserError, match="Lower training.micro_batch_size"):
-        job(recipe).train(quiet=True)
+        run(job(recipe), quiet=True)
 
 
 def test_bf16_trains_fp32_parameters(recipe: Path) -> None:
     started = job(recipe, "training.precision=bf16")
     assert {parameter.dtype for parameter in started.adapter.parameters()} == {torch.float32}
     assert started.model.bert.encoder.layer[0].output.dense.weight.dtype == torch.bfloat16
-    metrics = started.train(quiet=True)
+    metrics = run(started, quiet=True)
     assert metrics["curve"][-1]["train_loss"] < metrics["curve"][0]["train_loss"]
 
 
 def test_a_tracker_that_is_not_installed_names_its_package(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
-        job(recipe, "training.tracker=wandb").train(quiet=True)
+        run(job(recipe, "training.tracker=wandb"), quiet=True)
 
 
 @pytest.mark.parametrize("last", ["max_steps=4", "patience=1"])
@@ -228,12 +229,12 @@ def test_what_fails_after_the_last_step_loses_nothing(
 ) -> None:
     changes = ["training.epochs=9", "training.learning_rate=1e-9", f"training.{last}"]
     whole, parts = (save_recipe(tmp_path / name, RECIPE) for name in ("whole", "parts"))
-    expected = job(whole, *changes).train(quiet=True)
+    expected = run(job(whole, *changes), quiet=True)
     with monkeypatch.context() as patched:
         patched.setattr(Job, "evaluate", lambda _: (_ for _ in ()).throw(failure))
         with pytest.raises(Interrupted if failure is KeyboardInterrupt else RuntimeError):
-            job(parts, *changes).train(quiet=True)
-    metrics = job(parts, *changes).train(resume=True, quiet=True)
+            run(job(parts, *changes), quiet=True)
+    metrics = run(job(parts, *changes), resume=True, quiet=True)
     assert metrics["test"] == expected["test"]
     assert metrics["steps"] == expected["steps"]
     assert log(parts) == log(whole)
@@ -241,17 +242,17 @@ def test_what_fails_after_the_last_step_loses_nothing(
 
 def test_ctrl_c_in_the_last_validation_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_recipe(tmp_path, RECIPE)
-    real = Job._score
+    real = Job.score
 
     def stop(self: Job, rows: list) -> dict:
         signal.raise_signal(signal.SIGINT)
         return real(self, rows)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Job, "_score", stop)
+        patched.setattr(Job, "score", stop)
         with pytest.raises(Interrupted, match="Stopped after step 6 of 6"):
-            job(path, "training.epochs=1").train(quiet=True)
-    assert job(path, "training.epochs=1").train(resume=True, quiet=True)["steps"] == 6
+            run(job(path, "training.epochs=1"), quiet=True)
+    assert run(job(path, "training.epochs=1"), resume=True, quiet=True)["steps"] == 6
 
 
 def test_evaluation_takes_no_more_rows_at_once_than_training(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +260,7 @@ def test_evaluation_takes_no_more_rows_at_once_than_training(recipe: Path, monke
     monkeypatch.setattr(
         "smidgen.process.evaluate.collate", lambda rows, *_: sizes.append(len(rows)) or collate(rows, 0)
     )
-    job(recipe, "training.epochs=1", "training.micro_batch_size=2").train(quiet=True)
+    run(job(recipe, "training.epochs=1", "training.micro_batch_size=2"), quiet=True)
     assert max(sizes) == 2
 
 
@@ -276,7 +277,7 @@ def test_gradient_checkpointing_has_two_names(name: str, given: str) -> None:
 def test_a_delta_without_a_gradient_is_the_user_s_to_mend(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "backward", lambda *_: 0.0)
     with pytest.raises(UserError, match="got no gradient.*Choose other targets"):
-        job(recipe).train(quiet=True)
+        run(job(recipe), quiet=True)
 
 
 @pytest.mark.parametrize(("schedule", "middle"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)])

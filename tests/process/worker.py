@@ -16,6 +16,7 @@ from smidgen.process import train as training
 from smidgen.process.job import Job, prepare
 from smidgen.process.parallel import is_sharded, this_process
 from smidgen.process.recipe import load_recipe
+from smidgen.process.run import run as train
 
 
 def run(recipe: str, changes: list[str], *, resume: bool = False, stop_at: int | None = None) -> Job:
@@ -34,7 +35,7 @@ def run(recipe: str, changes: list[str], *, resume: bool = False, stop_at: int |
     training._check_finite = check
     try:
         with contextlib.suppress(Interrupted):
-            job.train(resume=resume, quiet=True)
+            train(job, resume=resume, quiet=True)
     finally:
         training._check_finite = real
     return job

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
-from smidgen.delta import Method, own_parameters
+from smidgen.delta import Method
+from smidgen.hooks import own_parameters
 from smidgen.targets import Place
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
-from smidgen.delta import Method, own_modules
+from smidgen.delta import Method
+from smidgen.hooks import own_modules
 from smidgen.methods.bottleneck import BottleneckDelta, check_bottleneck
 from smidgen.targets import Place, choose_blocks
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from smidgen.delta import Delta, Method, add_to_weight, cast, check_positive, check_share
-from smidgen.layers import as_weight
+from smidgen.delta import Delta, Method, cast, check_positive, check_share
+from smidgen.layers import add_to_weight
 from smidgen.targets import Place
 
 
@@ -90,4 +90,4 @@ class LoRADelta(Delta):
 
     def merge(self, layer: nn.Module) -> None:
         """W += (alpha / rank) B A, in fp32."""
-        add_to_weight(layer.weight, as_weight(layer, self.scale * (self.b.float() @ self.a.float())))  # type: ignore[arg-type]
+        add_to_weight(layer, self.scale * (self.b.float() @ self.a.float()))

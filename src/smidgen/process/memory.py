@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from smidgen.errors import UserError
 
 
 def peak_memory(device: torch.device) -> int:
@@ -25,3 +30,18 @@ def used_memory(device: torch.device) -> int:
     if not status.exists():
         return peak_memory(device)
     return int(status.read_text().split()[1]) * resource.getpagesize()
+
+
+@contextlib.contextmanager
+def told_when_it_runs_out() -> Iterator[None]:
+    """Inside, a lack of memory is a UserError that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not re.search("(not enough|can't allocate) memory", str(error)):  # a CPU's allocator's words
+            raise
+        raise UserError(
+            "The memory does not suffice. Lower training.micro_batch_size (the result stays the same), set "
+            "training.gradient_checkpointing=true, or lower data.max_length."
+        ) from error

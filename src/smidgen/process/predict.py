@@ -67,7 +67,7 @@ def predict(
         for row in batch:
             yield {"error": str(row)} if isinstance(row, BadRow) else {"text": row, **next(answers)}
     if all_cut:
-        room = job.prompt_room(MAX_NEW_TOKENS) if job.recipe.task == "generation" else job.max_length
+        room = job.room.prompt(MAX_NEW_TOKENS) if job.recipe.task == "generation" else job.room.row
         tell(f"{all_cut} of {count} texts are longer than {room} tokens; their ends were cut.")
 
 

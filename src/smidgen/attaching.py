@@ -1,0 +1,127 @@
+"""Put techniques on a model: `attach` freezes it, finds the places and builds the deltas; `load` reads saved ones."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from smidgen import storage
+from smidgen.adapter import Adapter, adapters
+from smidgen.delta import Method
+from smidgen.hooks import own_parameters
+from smidgen.manifest import NAME
+from smidgen.own import head_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def attach(
+    model: PreTrainedModel,
+    methods: Method | Sequence[Method],
+    *,
+    name: str = "default",
+    also_train: str | Sequence[str] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Adapter:
+    """Freeze `model` and put one adapter on it, made of one technique or of several.
+
+    The model computes what it did before wherever the technique starts at the identity (each technique's page says so).
+    A task head (a classifier, say) is trained with every technique. Adapters attached before stay on the model, frozen
+    and inactive.
+
+    Args:
+        model: a transformers model; its own modules, names and classes stay as they are.
+        methods: the technique, or several that form one adapter, in the order in which they act.
+        name: the adapter's name; letters, digits, '.', '_' and '-'.
+        also_train: patterns of the model's own parameters to train as well, such as "LayerNorm.*" or "pooler.*".
+        tokenizer: needed only by techniques that start from a text.
+
+    Returns:
+        The handle to train, save, disable, merge and detach it by.
+
+    Raises:
+        ValueError: a target matches nothing, the name is taken or malformed, or the model cannot take the technique;
+            the model is then as it was.
+        RuntimeError: the adapter that is active now cannot be deactivated (see `Adapter.deactivate`).
+    """
+    methods = (methods,) if isinstance(methods, Method) else tuple(methods)
+    if not methods:
+        raise ValueError("No technique was given. Pass one, such as LoRA(rank=8), or a list of them.")
+    _check_name(model, name)
+    with alone(model):
+        places = [method.places(model) for method in methods]
+        own = own_names(model, methods, also_train)
+        with torch.device(model.device):
+            deltas = [method.build_all(model, found) for method, found in zip(methods, places, strict=True)]
+        for method, built in zip(methods, deltas, strict=True):
+            with torch.no_grad():
+                method.initialize(model, built, tokenizer)
+        return Adapter(model, name, methods, places, deltas, own)
+
+
+def load(model: PreTrainedModel, path: str | Path, *, name: str | None = None, check_base: bool = True) -> Adapter:
+    """Put the adapter saved at `path` on `model`, active and ready to serve or to train on.
+
+    Args:
+        model: the model that it was trained for.
+        path: a folder that `Adapter.save` wrote.
+        name: another name for it; default: the one it was saved under.
+        check_base: whether the model's weights must be those that it was trained on.
+
+    Raises:
+        UserError: the folder is damaged, incomplete, not an adapter, or an adapter for another model; the model is as
+        it was.
+    """
+    with alone(model):
+        saved = storage.read(model, Path(path), check_base=check_base)
+        _check_name(model, name or saved.name)
+        return storage.put(model, saved, name or saved.name)
+
+
+@contextlib.contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """Inside, no adapter is active, so that a new one sees the base model; if it fails, all is as it was."""
+    active = [adapter for adapter in adapters(model).values() if adapter.active]
+    for adapter in active:
+        adapter.deactivate()
+    try:
+        yield
+    except BaseException:
+        for adapter in active:
+            adapter.activate()
+        raise
+
+
+def own_names(model: PreTrainedModel, methods: Sequence[Method], also_train: str | Sequence[str]) -> list[str]:
+    """The model's own parameters that the techniques train, its head included, in the model's order.
+
+    Raises:
+        ValueError: a pattern of `also_train` matches no parameter.
+    """
+    names = [name for name, _ in own_parameters(model)]
+    wanted = {*head_names(model), *(name for method in methods for name in method.own_parameters(model))}
+    for pattern in [also_train] if isinstance(also_train, str) else also_train:
+        found = [name for name in names if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)]
+        if not found:
+            raise ValueError(
+                f"also_train={pattern!r} matches no parameter of {type(model).__name__}, such as {names[0]!r}."
+            )
+        wanted.update(found)
+    return [name for name in names if name in wanted]
+
+
+def _check_name(model: nn.Module, name: str) -> None:
+    if not re.fullmatch(NAME, name):
+        raise ValueError(
+            f"name={name!r} is not an adapter's name: 1 to 64 letters, digits, '.', '_' or '-', the "
+            "first a letter or digit."
+        )
+    if name in adapters(model):
+        raise ValueError(f"The model has an adapter {name!r} already. Choose another name, or detach that one first.")

@@ -1,0 +1,115 @@
+"""One training run, from its first step to its files: adapter/, which is what was learned, and metrics.json."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smidgen import files
+from smidgen.errors import Interrupted, UserError
+from smidgen.hooks import own_parameters
+from smidgen.process import checkpoint
+from smidgen.process.encoding import pad_id
+from smidgen.process.evaluate import Scores
+from smidgen.process.job import Job, prepare
+from smidgen.process.memory import peak_memory, told_when_it_runs_out
+from smidgen.process.parallel import get_weights, is_sharded, this_process
+from smidgen.process.recipe import refuse_own
+from smidgen.process.train import Progress, train
+
+
+def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Train a job, keep its best epoch, score it on the test split, and write adapter/ and metrics.json.
+
+    Args:
+        job: its recipe's `output` is the folder.
+        resume: whether to go on from the checkpoint there.
+        quiet: whether to show no progress.
+
+    Returns:
+        The contents of metrics.json.
+
+    Raises:
+        UserError: an unfinished run is in the way, the memory does not suffice, or the loss is not finite.
+        Interrupted: Ctrl-C; a checkpoint was saved.
+    """
+    folder, is_main = Path(job.recipe.output), this_process().is_main_process
+    stopped = folder / "checkpoint"
+    if checkpoint.exists(stopped) and not resume:
+        raise UserError(
+            f"{folder} holds an unfinished run. Add --resume to go on with it, remove {stopped} to start again, or "
+            "give another output."
+        )
+    resume = resume and (checkpoint.exists(stopped) or not stopped.is_dir())  # stopped in its first checkpoint
+    refuse_own(folder / "recipe.yaml")
+    if is_main and not resume:
+        (folder / "metrics.json").unlink(missing_ok=True)
+        job.recipe.save(folder / "recipe.yaml")
+    with told_when_it_runs_out():
+        progress = train(
+            job.model,
+            job.adapter,
+            job.splits["train"],
+            lambda: job.score(job.splits["validation"]),
+            recipe=job.recipe,
+            rates=job.rates,
+            pad_id=pad_id(job.tokenizer),
+            data=job.data.fingerprint(),
+            resume=resume,
+            quiet=quiet,
+        )
+        peak = peak_memory(job.model.device)
+        try:
+            scores = job.evaluate()
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "Stopped after training, while the test split was scored; a checkpoint is in "
+                f"{stopped}. Go on with: smidgen train {folder / 'recipe.yaml'} --resume"
+            ) from None
+    kept = {name: value for name, value in scores.items() if isinstance(value, float)}
+    weights = get_weights(job.adapter)
+    if is_main:
+        _whole(job, weights).adapter.save(folder / "adapter", metrics=kept, labels=job.labels or None)
+    this_process().wait_for_everyone()
+    metrics = _metrics(job, progress, scores, peak)
+    metrics["disk_bytes"] = sum(file.stat().st_size for file in (folder / "adapter").iterdir())
+    if is_main:
+        files.write_json(folder / "metrics.json", metrics)
+        shutil.rmtree(stopped, ignore_errors=True)
+    this_process().wait_for_everyone()
+    return metrics
+
+
+def _whole(job: Job, weights: dict[str, Tensor]) -> Job:
+    """The job with nothing sharded, so that one process alone can save it: loaded once more, on the CPU."""
+    if not is_sharded(job.model):
+        return job
+    whole = prepare(job.recipe, device=torch.device("cpu"))
+    whole.adapter.load_state(weights)
+    return whole
+
+
+def _metrics(job: Job, progress: Progress, scores: Scores, peak: int) -> dict[str, Any]:
+    return {
+        "technique": job.recipe.technique.name,
+        "summary": job.summary,
+        "seed": job.recipe.training.seed,
+        "recipe": job.recipe.fingerprint(),
+        "data": job.data.fingerprint(),
+        "notes": job.notes,
+        "test": scores,
+        "best_epoch": progress.best_epoch + 1,
+        "curve": progress.curve,
+        "trained": job.adapter.trainable,
+        "total": job.adapter.total,
+        "base_parameters": sum(parameter.numel() for _, parameter in own_parameters(job.model)),
+        "seconds": progress.seconds,
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "peak_memory_bytes": peak,
+    }
