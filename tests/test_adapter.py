@@ -38,14 +38,19 @@ def test_counts_and_repr_are_the_paper_s() -> None:
     total = sum(parameter.numel() for parameter in model.parameters())
     adapter = attach(model, LoRA(rank=2, targets="query|value"), name="sst2")
     lora = 3 * 2 * 2 * (32 + 32)  # layers x (query, value) x rank x (in + out)
-    head = 32 * LABELS + LABELS
+    head = 32 * 32 + 32 + 32 * LABELS + LABELS  # the pooler and the classifier
     assert adapter.trainable == lora + head
     assert adapter.total == total + lora
     assert repr(adapter).startswith(f"LoRA 'sst2': 6 places, {lora + head:,} trainable of ")
 
 
 def test_heads_are_found_by_structure() -> None:
-    assert head_names(build("bert")) == ["classifier.weight", "classifier.bias"]
+    dense = ["bert.pooler.dense.weight", "bert.pooler.dense.bias"]
+    assert head_names(build("bert")) == [*dense, "classifier.weight", "classifier.bias"]
+    assert {name.rpartition(".")[0] for name in head_names(build("roberta"))} == {
+        "classifier.dense",
+        "classifier.out_proj",
+    }
     assert {name.split(".")[0] for name in head_names(build("distilbert"))} == {"pre_classifier", "classifier"}
     assert head_names(build("llama-classifier")) == ["score.weight"]
     assert head_names(build("llama")) == []
@@ -58,10 +63,11 @@ def test_head_only_refuses_a_model_without_a_head() -> None:
 
 
 def test_also_train_adds_the_model_s_own() -> None:
-    adapter = attach(build("bert"), LoRA(rank=2), also_train="pooler.*")
-    assert {"bert.pooler.dense.weight", "bert.pooler.dense.bias"} <= {name for name, _ in adapter.named_parameters()}
-    with pytest.raises(ValueError, match="also_train='poler' matches no parameter"):
-        attach(build("bert"), LoRA(rank=2), also_train="poler")
+    adapter = attach(build("bert"), LoRA(rank=2), also_train="attention.output.LayerNorm.*")
+    norms = {f"bert.encoder.layer.{block}.attention.output.LayerNorm.bias" for block in range(3)}
+    assert norms < {name for name, _ in adapter.named_parameters()}
+    with pytest.raises(ValueError, match="also_train='LayerNrom' matches no parameter"):
+        attach(build("bert"), LoRA(rank=2), also_train="LayerNrom")
 
 
 def test_a_list_of_techniques_is_one_adapter() -> None:

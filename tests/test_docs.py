@@ -182,8 +182,7 @@ def shown(value: object) -> str:
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_the_defaults_on_a_page_are_the_technique_s(method: type[Method]) -> None:
     options = {field.name: shown(field.default) for field in dataclasses.fields(method)}
-    rates = {**method.learning_rates, "head": method.head_learning_rate}
-    said = {f"learning rate, {part}": shown(rate) for part, rate in rates.items() if rate is not None}
+    said = {f"learning rate, {part}": shown(rate) for part, rate in method.learning_rates.items()}
     assert table(TECHNIQUES[method.name], "option") == options | said
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
 
 from smidgen import METHODS, Method, PrefixTuning, PromptTuning, attach
 from tests.conftest import DECODERS, build, make_batch
@@ -62,6 +62,18 @@ def test_a_cache_changes_nothing(model: PreTrainedModel, ids: torch.Tensor) -> N
     assert torch.equal(greedy(model, ids), expected)
     assert torch.equal(greedy(model, ids, cache_implementation="static"), expected)
     assert torch.equal(greedy(model, ids, prefill_chunk_size=4), expected)
+
+
+def test_a_repetition_penalty_sees_the_text_s_tokens_alone(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    result = greedy(model, ids, repetition_penalty=3.0)
+    penalty = RepetitionPenaltyLogitsProcessor(3.0)
+    text = ids
+    for _ in range(NEW):
+        with torch.no_grad():
+            scores = penalty(text, model(input_ids=text).logits[:, -1].clone())
+        scores[:, model.config.eos_token_id] = -torch.inf
+        text = torch.cat([text, scores.argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(result, text)
 
 
 def test_each_step_is_the_plain_forward_s_best_token(model: PreTrainedModel, ids: torch.Tensor) -> None:

@@ -246,3 +246,22 @@ def test_options_are_checked_where_they_enter(name: str, options: dict[str, obje
 def test_a_folded_p_tuning_is_not_to_be_trained_anew() -> None:
     with pytest.raises(ValueError, match="use PromptTuning"):
         attach(build("llama"), METHODS["p-tuning"](encoder=None))
+
+
+def test_the_labels_of_the_config_are_those_of_the_active_adapter(tmp_path: Path) -> None:
+    model = build("bert")
+    before = dict(model.config.id2label)
+    for name in ("first", "second"):
+        attach(model, LoRA(rank=2), name=name).save(tmp_path / name, labels=[f"{name}{index}" for index in range(3)])
+        model._smidgen_adapters[name].detach()
+    first, second = (load(model, tmp_path / name) for name in ("first", "second"))
+    assert model.config.id2label[1] == "second1"
+    first.activate()
+    assert model.config.id2label[1] == "first1"
+    assert model.config.label2id["first2"] == 2
+    second.activate()
+    assert model.config.id2label[1] == "second1"
+    with second.disabled():
+        assert model.config.id2label == before
+    second.detach()
+    assert model.config.id2label == before

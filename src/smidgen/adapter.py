@@ -59,6 +59,7 @@ class Adapter:
         self._own = OwnParameters(model, own, keep_base=all(getattr(m, "keep_base", True) for m in self.methods))
         model.add_module(self._own_key, self._own)
         self.active = True
+        self._labels = self._base_labels = (model.config.id2label, model.config.label2id)
         self._frozen: list[nn.Parameter] = []  # what a user froze, while the adapter is not active
         for method, place, delta in self.entries():
             self._put(method, place, delta)
@@ -206,6 +207,9 @@ class Adapter:
                 f"Adapter {self.name!r} did not keep the base model's weights (keep_base=False). Load the model again."
             )
         self._own.put_base()
+        config = self.model.config
+        self._labels = config.id2label, config.label2id
+        config.id2label, config.label2id = self._base_labels
         self._set_active(False)
 
     def activate(self) -> None:
@@ -215,6 +219,7 @@ class Adapter:
         for other in adapters(self.model).values():
             other.deactivate()
         self._own.put_own()
+        self.model.config.id2label, self.model.config.label2id = self._labels
         self._set_active(True)
 
     def _set_active(self, active: bool) -> None:

@@ -40,7 +40,7 @@ def attach(
         model: a transformers model; its own modules, names and classes stay as they are.
         methods: the technique, or several that form one adapter, in the order in which they act.
         name: the adapter's name; letters, digits, '.', '_' and '-'.
-        also_train: patterns of the model's own parameters to train as well, such as "LayerNorm.*" or "pooler.*".
+        also_train: patterns of the model's own parameters to train as well, such as "LayerNorm.*" or "embeddings.*".
         tokenizer: needed only by techniques that start from a text.
 
     Returns:
@@ -66,7 +66,14 @@ def attach(
         return Adapter(model, name, methods, places, deltas, own)
 
 
-def load(model: PreTrainedModel, path: str | Path, *, name: str | None = None, check_base: bool = True) -> Adapter:
+def load(
+    model: PreTrainedModel,
+    path: str | Path,
+    *,
+    name: str | None = None,
+    check_base: bool = True,
+    dtype: torch.dtype | None = None,
+) -> Adapter:
     """Put the adapter saved at `path` on `model`, active and ready to serve or to train on.
 
     Args:
@@ -74,6 +81,8 @@ def load(model: PreTrainedModel, path: str | Path, *, name: str | None = None, c
         path: a folder that `Adapter.save` wrote.
         name: another name for it; default: the one it was saved under.
         check_base: whether the model's weights must be those that it was trained on.
+        dtype: number format of the model's own parameters that it brings, such as a head trained in fp32 beside a
+            bfloat16 model, which then computes under autocast; default: the model's, to which they are rounded.
 
     Raises:
         UserError: the folder is damaged, incomplete, not an adapter, or an adapter for another model; the model is as
@@ -82,7 +91,7 @@ def load(model: PreTrainedModel, path: str | Path, *, name: str | None = None, c
     with alone(model):
         saved = storage.read(model, Path(path), check_base=check_base)
         _check_name(model, name or saved.name)
-        return storage.put(model, saved, name or saved.name)
+        return storage.put(model, saved, name or saved.name, dtype)
 
 
 @contextlib.contextmanager

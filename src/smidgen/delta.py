@@ -56,7 +56,7 @@ class Method:
         title: its name for people.
         paper: where it was published.
         site: where its deltas act.
-        head_learning_rate: of a new task head; None: as the rest.
+        head_learning_rate: of the task head, which is new whatever the technique; None: as the rest.
         learning_rates: AdamW's rate to start from, for an "encoder" (22-125 M) and a "decoder" (100 M-1 B).
     """
 
@@ -65,7 +65,7 @@ class Method:
     paper: ClassVar[str]
     site: ClassVar[Site] = "layer"
     learning_rates: ClassVar[dict[str, float]]
-    head_learning_rate: ClassVar[float | None] = None
+    head_learning_rate: ClassVar[float | None] = 2e-3
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

@@ -73,15 +73,21 @@ class OwnParameters(nn.Module):
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """The parameters of the task head: those outside the base model and the output embedding."""
+    """The parameters of the task head: what lies outside the base model and its output embedding, and the pooler.
+
+    The dense layer between the last block and the classifier belongs to the head, which alone reads it. RoBERTa,
+    DistilBERT, ELECTRA and DeBERTa have it outside the base model; BERT and ALBERT inside, under the name pooler.
+    """
     base, output = getattr(model, "base_model", model), None
     if base is model:
         return []
     if callable(getattr(model, "get_output_embeddings", None)):
         output = model.get_output_embeddings()  # type: ignore[operator]
-    return [
-        f"{child}.{name}"
-        for child, module in model.named_children()
-        if module is not base and output not in set(module.modules())
-        for name, _ in own_parameters(module)
-    ]
+    outside = [child for child in model.children() if child is not base and output not in set(child.modules())]
+    pooler = getattr(base, "pooler", None)
+    wanted = {
+        id(parameter)
+        for module in (*outside, *([pooler] if isinstance(pooler, nn.Module) else []))
+        for _, parameter in own_parameters(module)
+    }
+    return [name for name, parameter in own_parameters(model) if id(parameter) in wanted]

@@ -195,7 +195,8 @@ class Generate:
         self._lengthen(kwargs, count)
         self.tokens.generating.set(True)
         try:
-            result = generate(self.model, insert(ids, start, count, placeholder(self.model)), **kwargs)
+            # the text's own last token: a repetition penalty sees no token that the text does not have
+            result = generate(self.model, insert(ids, start, count, ids[:, -1:]), **kwargs)
         finally:
             self.tokens.generating.reset()
         columns = slice(start, start + count)
@@ -219,9 +220,11 @@ class Generate:
                 kwargs[name] = own + count
 
 
-def insert(rows: Tensor, start: int, count: int, value: int) -> Tensor:
-    """(batch, length) with `count` columns of `value` put in at `start`: (batch, length + count)."""
-    return torch.cat([rows[:, :start], rows.new_full((rows.shape[0], count), value), rows[:, start:]], dim=1)
+def insert(rows: Tensor, start: int, count: int, value: int | Tensor) -> Tensor:
+    """(batch, length) with `count` columns of `value`, one or (batch, 1), at `start`: (batch, length + count)."""
+    columns = rows.new_empty(rows.shape[0], count)
+    columns[:] = value
+    return torch.cat([rows[:, :start], columns, rows[:, start:]], dim=1)
 
 
 def cut(rows: Tensor, columns: slice) -> Tensor:

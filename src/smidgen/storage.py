@@ -122,15 +122,14 @@ def read(model: PreTrainedModel, path: Path, *, check_base: bool = True) -> Save
     return Saved(saved.name, methods, places, deltas, {name: tensors[name] for name in own}, saved.labels)
 
 
-def put(model: PreTrainedModel, saved: Saved, name: str) -> Adapter:
+def put(model: PreTrainedModel, saved: Saved, name: str, dtype: torch.dtype | None = None) -> Adapter:
     """Put an adapter that was read on its model."""
     from smidgen.adapter import Adapter
 
     adapter = Adapter(model, name, saved.methods, saved.places, saved.deltas, list(saved.own))
     parameters = dict(adapter.named_parameters())
-    with torch.no_grad():
-        for key, tensor in saved.own.items():
-            parameters[key].copy_(tensor)
+    for key, tensor in saved.own.items():
+        parameters[key].data = tensor.to(parameters[key].device, dtype or parameters[key].dtype)
     if saved.labels is not None:
         model.config.id2label = dict(enumerate(saved.labels))
         model.config.label2id = {label: index for index, label in enumerate(saved.labels)}

@@ -19,7 +19,7 @@ from smidgen.process.signals import stoppable
 from tests.process.tiny import save_recipe
 
 RECIPE = """\
-training: {epochs: 2, batch_size: 8, learning_rate: 0.01}
+training: {epochs: 2, batch_size: 8, learning_rate: 0.01, head_learning_rate: 0.01}
 compare: [full, lora, {name: lora, rank: 32, targets: query}]
 seeds: [0, 1]
 """

@@ -20,7 +20,7 @@ from smidgen.process.run import run
 from smidgen.process.tables import BadRow
 from tests.process.tiny import save_recipe
 
-RECIPE = "training: {epochs: 4, batch_size: 8, learning_rate: 0.01}\n"
+RECIPE = "training: {epochs: 4, batch_size: 8, learning_rate: 0.01, head_learning_rate: 0.01}\n"
 
 
 @pytest.fixture(scope="module", params=["classification", "generation"])

@@ -10,17 +10,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from smidgen import FullFineTuning, HeadOnly
 from smidgen.errors import Interrupted, UserError
 from smidgen.process import train as training
 from smidgen.process.batches import collate
-from smidgen.process.job import Job, prepare
+from smidgen.process.job import Job, prepare, reopen
 from smidgen.process.models import gradient_checkpointing
 from smidgen.process.optimizer import rate_at
 from smidgen.process.recipe import TrainingConfig, load_recipe
 from smidgen.process.run import run
 from tests.process.tiny import save_recipe
 
-RECIPE = "training: {epochs: 3, batch_size: 8, learning_rate: 0.01, checkpoint_minutes: null}\n"
+RECIPE = (
+    "training: {epochs: 3, batch_size: 8, learning_rate: 0.01, head_learning_rate: 0.01, checkpoint_minutes: null}\n"
+)
 
 
 def job(path: Path, *changes: str) -> Job:
@@ -214,6 +217,9 @@ def test_bf16_trains_fp32_parameters(recipe: Path) -> None:
     assert started.model.bert.encoder.layer[0].output.dense.weight.dtype == torch.bfloat16
     metrics = run(started, quiet=True)
     assert metrics["curve"][-1]["train_loss"] < metrics["curve"][0]["train_loss"]
+    opened = reopen(Path(started.recipe.output))  # whose head is not rounded to the model's bf16
+    assert torch.equal(opened.model.classifier.weight, started.model.classifier.weight)
+    assert opened.evaluate()["loss"] == metrics["test"]["loss"]
 
 
 def test_a_tracker_that_is_not_installed_names_its_package(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,10 +298,16 @@ def test_schedules_rise_and_fall(schedule: str, middle: float) -> None:
 
 
 def test_the_rates_come_from_the_most_specific_place(recipe: Path) -> None:
-    assert job(recipe, "technique=full", "training.learning_rate=null").rates == (1e-4, 1e-3)
-    assert job(recipe, "technique=full").rates == (0.01, 0.01)
-    assert job(recipe, "technique={name: full, learning_rate: 0.2}").rates == (0.2, 0.2)
+    own, head = FullFineTuning.learning_rates["encoder"], FullFineTuning.head_learning_rate
+    nothing = ("training.learning_rate=null", "training.head_learning_rate=null")
+    assert job(recipe, "technique=full", *nothing).rates == (own, head)
+    assert job(recipe, "technique=full", "training.head_learning_rate=null").rates == (0.01, head)
+    assert job(recipe, "technique=full", "training.head_learning_rate=0.5").rates == (0.01, 0.5)
+    assert job(recipe, "technique={name: full, learning_rate: 0.2}").rates == (0.2, 0.01)
     assert job(recipe, "technique={name: full, head_learning_rate: 0.3}").rates == (0.01, 0.3)
+    alone = HeadOnly.learning_rates["encoder"]
+    assert job(recipe, "technique=head", *nothing).rates == (alone, alone)
+    assert job(recipe, "technique=head", "training.head_learning_rate=null").rates == (0.01, 0.01)
 
 
 def test_the_head_starts_the_same_whatever_the_technique(recipe: Path) -> None:

@@ -26,7 +26,6 @@ class FullFineTuning(Method):
     title = "Full fine-tuning"
     paper = "the baseline"
     learning_rates: ClassVar = {"encoder": 1e-4, "decoder": 3e-5}
-    head_learning_rate = 1e-3
 
     keep_base: bool = False
 

@@ -1,4 +1,4 @@
-"""Head only, the other baseline: the frozen model as it is, and a new task head (linear probing)."""
+"""Head only, the other baseline: the frozen model as it is, and a new task head."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class HeadOnly(Method):
     name = "head"
     title = "Head only"
     paper = "the baseline"
-    learning_rates: ClassVar = {"encoder": 9e-2, "decoder": 1e-3}
+    learning_rates: ClassVar = {"encoder": 2e-3, "decoder": 1e-3}
+    head_learning_rate = None  # it is all there is
 
     def places(self, model: PreTrainedModel) -> list[Place]:
         """No places: there are no deltas."""

@@ -106,8 +106,7 @@ class Job:
         """Learning rates of the adapter and of the head: the technique's entry, the recipe's, the technique's own."""
         spec, training, method = self.recipe.technique, self.recipe.training, self.adapter.methods[0]
         rate = spec.learning_rate or training.learning_rate or method.learning_rates[kind(self.model)]
-        given = spec.learning_rate or training.learning_rate
-        head = spec.head_learning_rate or training.head_learning_rate or given or method.head_learning_rate or rate
+        head = spec.head_learning_rate or training.head_learning_rate or method.head_learning_rate or rate
         return rate, head
 
     @property
@@ -223,7 +222,7 @@ def reopen(folder: Path) -> Job:
         recipe.model, recipe.task, labels, seed=recipe.training.seed, precision=recipe.training.precision
     )
     model.to(this_process().device)
-    adapter = load(model, folder / "adapter")
+    adapter = load(model, folder / "adapter", dtype=torch.float32)  # as it was trained, whatever the precision
     model.eval()
     return Job(recipe, labels, model, tokenizer, adapter)
 

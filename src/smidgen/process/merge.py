@@ -7,6 +7,7 @@ from pathlib import Path
 from smidgen import files
 from smidgen.errors import UserError
 from smidgen.process.job import Job
+from smidgen.process.models import quietly
 
 
 def merge(job: Job, output: Path) -> None:
@@ -19,6 +20,6 @@ def merge(job: Job, output: Path) -> None:
         job.adapter.merge()
     except ValueError as error:
         raise UserError(str(error)) from error
-    with files.new_folder(output) as folder:
+    with quietly(), files.new_folder(output) as folder:
         job.model.save_pretrained(folder)
         job.tokenizer.save_pretrained(folder)

@@ -50,7 +50,7 @@ def load_model(
     kind: Any = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
     torch.manual_seed(seed)
     try:
-        with _quietly(), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):  # every process loads the weights
+        with quietly(), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):  # every process loads the weights
             tokenizer = AutoTokenizer.from_pretrained(place)
             model = kind.from_pretrained(place, **arguments)
     except Exception as error:  # the hub, the network, the disk and each format fail in their own ways
@@ -63,7 +63,7 @@ def load_model(
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Inside, transformers shows no progress and no report of a head that is new, which it always is."""
     from transformers.utils import logging
 

@@ -162,7 +162,7 @@ class TrainingConfig(_Section):
         batch_size: rows a step, over all processes.
         micro_batch_size: rows at once in one process; the gradients of a step are summed. None: its share of the batch.
         learning_rate: None: the technique's own default for the kind of model.
-        head_learning_rate: None: the technique's own, or the same as `learning_rate`.
+        head_learning_rate: None: the technique's own.
         weight_decay: AdamW's.
         warmup: share of the steps in which the learning rate rises to its full value.
         schedule: how it falls afterwards.

@@ -41,7 +41,7 @@ class TechniqueSpec:
     Args:
         parts: the techniques in the order in which they are attached; one, except for hybrids.
         learning_rate: of all their parameters; None: the technique's own default.
-        head_learning_rate: of the task's head; None: as `learning_rate`.
+        head_learning_rate: of the task's head; None: the technique's own default.
     """
 
     parts: tuple[Part, ...]
