@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from smidgen.process.compare import _what_went_wrong, compare
+from smidgen.process.compare import compare
 from smidgen.process.recipe import load_recipe
+from smidgen.process.runs import what_went_wrong
 from smidgen.process.signals import stoppable
 from tests.process.tiny import save_recipe
 
@@ -78,6 +79,31 @@ def test_a_changed_recipe_is_measured_anew(done: tuple[Path, dict]) -> None:
     assert "Add `full`" in again["advice"]
 
 
+def test_several_at_once_measure_the_same(done: tuple[Path, dict], tmp_path: Path) -> None:
+    _, one_by_one = done
+    recipe = load_recipe(save_recipe(tmp_path, RECIPE))
+    both: list[int] = []
+
+    def watch(now: dict) -> None:
+        both.append(sum(row["status"] == "running" for row in now["techniques"]))
+
+    result = compare(recipe, command="", at_once=3, watch=watch)
+    assert max(both) > 1
+    for ours, theirs in zip(result["techniques"], one_by_one["techniques"], strict=True):
+        assert ours["scores"] == theirs["scores"]
+        assert (ours["difference_low"], ours["difference_high"]) == (
+            theirs["difference_low"],
+            theirs["difference_high"],
+        )
+
+
+def test_a_failed_seed_leaves_out_the_others_of_its_technique(tmp_path: Path) -> None:
+    path = save_recipe(tmp_path, "training: {epochs: 1}\ncompare: [{name: lora, rank: 33}]\nseeds: [0, 1, 2]\n")
+    (lora,) = compare(load_recipe(path), command="", at_once=2)["techniques"]
+    assert lora["status"] == "failed"
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 2
+
+
 def test_a_technique_that_fails_leaves_the_others(tmp_path: Path) -> None:
     path = save_recipe(tmp_path, "training: {epochs: 1}\ncompare: [{name: lora, rank: 33}, head]\n")
     result = compare(load_recipe(path), command="smidgen compare recipe.yaml")
@@ -108,7 +134,7 @@ def test_full_fine_tuning_is_the_baseline_whatever_its_options(tmp_path: Path) -
     ],
 )
 def test_what_a_run_failed_of_is_said_in_full(status: int, said: str, told: str) -> None:
-    assert told in _what_went_wrong(status, said)
+    assert told in what_went_wrong(status, said)
 
 
 def test_signals_are_noted_and_insisting_is_heard() -> None:

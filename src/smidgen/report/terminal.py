@@ -116,12 +116,10 @@ def _line(row: Mapping[str, Any], metric_name: str) -> str:
 
 
 def _screen(comparison: Mapping[str, Any]) -> Table:
-    """The table, and under it what the running technique does now."""
+    """The table, and under it what the running techniques do now."""
     table = print_table(comparison)
-    for row in comparison["techniques"]:
-        progress = row.get("progress") if row["status"] == "running" else None
-        if progress:
-            table.caption = Text(f"{row['title']}: {_progress(progress)}")
+    running = [row for row in comparison["techniques"] if row["status"] == "running" and row.get("progress")]
+    table.caption = Text("\n".join(f"{row['title']}: {_progress(row['progress'])}" for row in running))
     return table
 
 

@@ -1,0 +1,168 @@
+"""Training runs as processes: each has its peak memory to itself, and none takes the others down when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from smidgen import files
+from smidgen.errors import UserError
+from smidgen.process.recipe import Recipe
+from smidgen.process.signals import stoppable
+from smidgen.process.technique import TechniqueSpec
+
+POLL_SECONDS = 0.3
+
+Metrics = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One technique with one seed, in a folder of its own under the recipe's output.
+
+    Attributes:
+        spec: the technique.
+        recipe: of this run alone.
+    """
+
+    spec: TechniqueSpec
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, recipe: Recipe, spec: TechniqueSpec, seed: int) -> Run:
+        """The run of a recipe's technique with one of its seeds."""
+        folder = Path(recipe.output) / "runs" / f"{spec.slug}-s{seed}"
+        training = recipe.training.model_copy(update={"seed": seed})
+        own = {
+            "technique": spec,
+            "training": training,
+            "output": str(folder),
+            "compare": (spec,),
+            "seeds": (seed,),
+        }
+        return cls(spec, recipe.model_copy(update=own))
+
+    @property
+    def folder(self) -> Path:
+        """Where its results are."""
+        return Path(self.recipe.output)
+
+    def metrics(self, data: str) -> Metrics | None:
+        """What it measured, if it ran to its end with this recipe on the rows of this fingerprint."""
+        with contextlib.suppress(UserError):
+            metrics: Metrics = files.read_json(self.folder / "metrics.json")
+            if metrics["recipe"] == self.recipe.fingerprint() and metrics["data"] == data:
+                return metrics
+        return None
+
+    def progress(self) -> dict[str, Any]:
+        """The last line that it logged."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            line: dict[str, Any] = json.loads((self.folder / "log.jsonl").read_text("utf-8").splitlines()[-1])
+            return line
+        return {}
+
+
+def execute(
+    runs: Sequence[Run],
+    *,
+    at_once: int = 1,
+    ended: Callable[[Run, str | None], None],
+    watch: Callable[[list[Run]], None],
+) -> list[Run]:
+    """Train each run; after a failure, the other seeds of that technique are left out.
+
+    Args:
+        runs: in the order in which they start; one with a checkpoint goes on from it.
+        at_once: how many processes; each gets its share of the cores.
+        ended: called with a run that ended, and with what went wrong or None.
+        watch: called with those that run now, a few times a second.
+
+    Returns:
+        The runs that a signal stopped, or kept from starting.
+    """
+    waiting, running = list(runs), list[_Process]()
+    with stoppable() as signals:
+        try:
+            while running or (waiting and not signals):
+                while waiting and len(running) < at_once and not signals:
+                    running.append(_Process(waiting.pop(0), at_once))
+                if signals:
+                    for process in running:
+                        process.stop()
+                for process in [process for process in running if process.has_ended()]:
+                    if signals and process.error() is not None:
+                        waiting.append(process.run)
+                    else:
+                        ended(process.run, process.error())
+                        if process.error() is not None:
+                            waiting = [run for run in waiting if run.spec != process.run.spec]
+                    running.remove(process)
+                watch([process.run for process in running])
+                time.sleep(POLL_SECONDS)
+        finally:
+            for process in running:
+                process.stop()
+    return waiting
+
+
+class _Process:
+    """A run that was started."""
+
+    def __init__(self, run: Run, at_once: int) -> None:
+        self.run = run
+        self._told = False
+        run.folder.mkdir(parents=True, exist_ok=True)
+        path = run.folder / "recipe.yaml"
+        (run.folder / "metrics.json").unlink(missing_ok=True)  # of another recipe
+        run.recipe.save(path)
+        arguments = [sys.executable, "-m", "smidgen", "train", str(path), "--quiet"]
+        if (run.folder / "checkpoint").is_dir():
+            arguments.append("--resume")
+        share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} if at_once > 1 else {}
+        self._output = run.folder / "output.txt"
+        with self._output.open("w", encoding="utf-8") as said:
+            self._process = subprocess.Popen(
+                arguments, stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **share}
+            )
+
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        return self._process.poll() is not None
+
+    def stop(self) -> None:
+        """Ask it to save a checkpoint and end; Ctrl-C reaches it from the terminal, a SIGTERM of ours does not."""
+        if not self._told:
+            self._told = True
+            self._process.terminate()  # nothing happens to one that has ended
+
+    def error(self) -> str | None:
+        """What went wrong with a run that has ended, or None."""
+        if self._process.returncode == 0:
+            return None
+        return what_went_wrong(self._process.returncode, self._output.read_text("utf-8", errors="replace").strip())
+
+
+def what_went_wrong(status: int, said: str) -> str:
+    """The message of a run that failed, which may have several lines; of a traceback the last line."""
+    if status == -signal.SIGKILL:
+        return (
+            "The run was killed (SIGKILL), probably because the memory did not suffice. Lower "
+            "training.micro_batch_size (the result stays the same), set training.gradient_checkpointing=true, or lower "
+            "data.max_length."
+        )
+    if status < 0:
+        return f"The run was ended by signal {-status} ({signal.strsignal(-status)})."
+    _, ours, message = f"\n{said}".rpartition("\nsmidgen: ")
+    if ours:
+        return message
+    return said.splitlines()[-1] if said else f"The run ended with status {status} and said nothing."
