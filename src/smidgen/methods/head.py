@@ -20,7 +20,7 @@ class HeadOnly(Method):
     name = "head"
     title = "Head only"
     paper = "the baseline"
-    learning_rates: ClassVar = {"encoder": 2e-3, "decoder": 1e-3}
+    learning_rates: ClassVar = {"encoder": 6e-3, "decoder": 1e-3}
     head_learning_rate = None  # it is all there is
 
     def places(self, model: PreTrainedModel) -> list[Place]:

@@ -39,7 +39,7 @@ class Houlsby(Method):
     name = "houlsby"
     title = "Houlsby adapter"
     paper = "arXiv:1902.00751"
-    learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 3e-4}
+    learning_rates: ClassVar = {"encoder": 2e-3, "decoder": 3e-4}
 
     size: int = 64
     nonlinearity: str = "gelu"

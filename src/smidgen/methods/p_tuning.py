@@ -42,7 +42,7 @@ class PTuning(Method):
     title = "P-tuning"
     paper = "arXiv:2103.10385"
     site = "embedding"
-    learning_rates: ClassVar = {"encoder": 9e-3, "decoder": 1e-3}
+    learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 1e-3}
 
     length: int = 20
     encoder: str | None = "mlp"

@@ -34,7 +34,7 @@ class Pfeiffer(Method):
     title = "Pfeiffer adapter"
     paper = "arXiv:2005.00247"
     targets = "blocks"
-    learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 2e-4}
+    learning_rates: ClassVar = {"encoder": 3e-3, "decoder": 2e-4}
 
     reduction: int = 16
     nonlinearity: str = "relu"
