@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -256,3 +258,101 @@ def test_a_model_with_an_adapter_can_be_pickled_and_compiled() -> None:
     assert torch.equal(logits(pickle.loads(pickle.dumps(model)), batch), expected)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(logits(compiled, batch), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_logits_of_classes_are_never_cut() -> None:
+    config = copy.deepcopy(build("bert").config)
+    config.num_labels = 12
+    model = transformers.BertForSequenceClassification(config)
+    attach(model, PromptTuning(length=3))
+    assert model(input_ids=torch.randint(5, 60, (2, 9))).logits.shape == (2, 12)  # 9 tokens and 3 virtual ones
+    config = copy.deepcopy(config)
+    config.num_labels, config.problem_type = 9, "multi_label_classification"
+    many = transformers.BertForSequenceClassification(config)
+    attach(many, PromptTuning(length=3))
+    assert many(input_ids=torch.randint(5, 60, (2, 9)), labels=torch.rand(2, 9)).loss > 0
+
+
+def test_an_answer_s_positions_move_with_the_text() -> None:
+    config = copy.deepcopy(build("bert").config)
+    config.num_labels = 2
+    model = transformers.BertForQuestionAnswering(config).eval()
+    attach(model, PromptTuning(length=3))
+    starts, ends = torch.tensor([1, 4]), torch.tensor([2, 8])
+    with torch.no_grad():
+        model.qa_outputs.weight.mul_(100)  # so that the columns differ
+    output = model(input_ids=torch.randint(5, 60, (2, 9)), start_positions=starts, end_positions=ends)
+    scores = torch.stack([output.start_logits[[0, 1], starts], output.end_logits[[0, 1], ends]])
+    others = torch.stack([output.start_logits.logsumexp(1), output.end_logits.logsumexp(1)])
+    assert output.start_logits.shape == (2, 9)
+    assert output.loss >= (others - scores).mean() - 1e-5  # the model's own loss counts the prompt's columns as well
+
+
+def test_a_prompt_whose_model_is_not_called_says_so() -> None:
+    model = build("llama")
+    adapter = attach(model, PromptTuning(length=3))
+    ids = torch.randint(5, 60, (1, 6))
+    with pytest.raises(ValueError, match="Call that model, or disable"):
+        model.model(input_ids=ids)
+    with adapter.disabled():
+        model.model(input_ids=ids)
+
+
+def test_a_quantized_weight_is_not_merged_into() -> None:
+    model = build("llama")
+    adapter = attach(model, LoRA(rank=2, targets="q_proj"))
+    layer = model.model.layers[1].self_attn.q_proj
+    layer.weight.requires_grad_(False)
+    layer.weight.data = layer.weight.data.to(torch.int8)
+    with pytest.raises(ValueError, match=r"layers.1.self_attn.q_proj is quantized"):
+        adapter.merge()
+    assert adapter.active
+
+
+def test_a_prefix_survives_a_pickle_in_another_process(tmp_path: Path) -> None:
+    model, batch = build("bert"), make_batch("bert")
+    disturb(attach(model, PrefixTuning(length=2)))
+    torch.save((model, batch, logits(model, batch)), tmp_path / "model.pt")
+    code = (
+        "import sys, torch\n"
+        "model, batch, expected = torch.load(sys.argv[1], weights_only=False)\n"
+        "torch.testing.assert_close(model(**batch).logits, expected)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.pt")], check=True)
+
+
+def test_a_block_that_runs_several_times_takes_one_prefix() -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 60}
+    model = transformers.AlbertForSequenceClassification(
+        transformers.AlbertConfig(**sizes, embedding_size=16, num_hidden_layers=3)
+    )
+    adapter = attach(model, PrefixTuning(length=2))
+    assert [len(found) for found in adapter.places] == [1]
+    model(input_ids=torch.randint(5, 60, (2, 9)), labels=torch.tensor([0, 1])).loss.backward()
+    adapter.check_gradients()
+
+
+def test_a_prefix_follows_positions_that_are_counted_from_the_mask() -> None:
+    config = transformers.OPTConfig(
+        vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=32
+    )
+    model = transformers.OPTForCausalLM(config).eval()
+    disturb(attach(model, PrefixTuning(length=2)))
+    text = torch.randint(5, 60, (1, 6))
+    padded = torch.cat([torch.full((1, 3), config.pad_token_id), text], dim=1)
+    mask = torch.tensor([[0] * 3 + [1] * 6])
+    with torch.no_grad():
+        ours = model(input_ids=padded, attention_mask=mask).logits[:, 3:].clone()
+        torch.testing.assert_close(ours, model(input_ids=text, attention_mask=torch.ones_like(text)).logits)
+
+
+def test_prefixes_are_refused_on_an_encoder_decoder() -> None:
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 60}
+    config = transformers.BartConfig(**sizes, encoder_ffn_dim=48, decoder_ffn_dim=48)
+    with pytest.raises(ValueError, match="is an encoder-decoder; prefixes go into"):
+        attach(transformers.BartForConditionalGeneration(config), PrefixTuning(length=2))
+
+
+def test_a_malformed_pattern_is_told() -> None:
+    with pytest.raises(ValueError, match=r"also_train='\(' is no pattern: "):
+        attach(build("bert"), LoRA(), also_train="(")

@@ -29,6 +29,7 @@ import smidgen
 from smidgen import METHODS, FullFineTuning, Method, attach, embedded
 from smidgen.cli import app
 from smidgen.manifest import Manifest
+from smidgen.own import head_names
 from smidgen.process.recipe import DataConfig, Recipe, TrainingConfig, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -200,7 +201,7 @@ def test_the_counts_on_the_pages_are_those_of_minilm() -> None:
         hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
     )
     model = transformers.BertForSequenceClassification(config)
-    head = sum(parameter.numel() for parameter in model.classifier.parameters())
+    head = sum(model.get_parameter(name).numel() for name in head_names(model))
     for name, kind in METHODS.items():
         adapter = attach(model, FullFineTuning(keep_base=True) if name == "full" else kind())
         count = adapter.trainable if name == "head" else adapter.trainable - head

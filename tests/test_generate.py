@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
+from transformers import GenerationConfig, PreTrainedModel, RepetitionPenaltyLogitsProcessor
 
 from smidgen import METHODS, Method, PrefixTuning, PromptTuning, attach
 from tests.conftest import DECODERS, build, make_batch
@@ -124,3 +124,37 @@ def test_a_prompt_refuses_inputs_embeds() -> None:
         model.generate(inputs_embeds=torch.zeros(1, 2, 32))
     with pytest.raises(ValueError, match="input_ids"):
         model(inputs_embeds=torch.zeros(1, 2, 32))
+
+
+def test_the_mask_is_guessed_from_what_generate_is_given() -> None:
+    model = build("llama")
+    disturb(attach(model, PromptTuning(length=3)))
+    model.generation_config.pad_token_id = None
+    text = torch.randint(5, 60, (1, 5))
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), text], dim=1)
+    settings = {"max_new_tokens": NEW, "do_sample": False}
+    expected = model.generate(text, pad_token_id=0, **settings)
+    assert torch.equal(model.generate(padded, pad_token_id=0, **settings)[:, 3:], expected)
+    given = GenerationConfig(pad_token_id=0, eos_token_id=2, **settings)
+    assert torch.equal(model.generate(padded, given)[:, 3:], expected)
+
+
+def test_a_prompt_after_the_first_token_refuses_padding_on_the_left() -> None:
+    model = build("llama")
+    attach(model, PromptTuning(length=3, placement="after-first"))
+    mask = torch.tensor([[0, 1, 1, 1]])
+    with pytest.raises(ValueError, match="padded on the right"):
+        model.generate(torch.randint(5, 60, (1, 4)), attention_mask=mask, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("name", ["streamer", "logits_processor", "no_repeat_ngram_size"])
+def test_what_would_read_the_placeholders_is_refused(name: str) -> None:
+    model = build("llama")
+    adapter = attach(model, PromptTuning(length=3))
+    ids = torch.randint(5, 60, (1, 4))
+    value = {"streamer": object(), "logits_processor": [lambda ids, scores: scores], "no_repeat_ngram_size": 2}[name]
+    with pytest.raises(ValueError, match=f"{name} would read a prompt's placeholders"):
+        model.generate(ids, max_new_tokens=2, **{name: value})
+    if name == "no_repeat_ngram_size":
+        with adapter.disabled():
+            model.generate(ids, max_new_tokens=2, no_repeat_ngram_size=2)

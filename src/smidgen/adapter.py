@@ -59,7 +59,7 @@ class Adapter:
         self._own = OwnParameters(model, own, keep_base=all(getattr(m, "keep_base", True) for m in self.methods))
         model.add_module(self._own_key, self._own)
         self.active = True
-        self._labels = self._base_labels = (model.config.id2label, model.config.label2id)
+        self._own_labels = self._base_labels = (model.config.id2label, model.config.label2id)
         self._frozen: list[nn.Parameter] = []  # what a user froze, while the adapter is not active
         for method, place, delta in self.entries():
             self._put(method, place, delta)
@@ -147,6 +147,12 @@ class Adapter:
         return sum(method.virtual_tokens for method in self.methods)
 
     @property
+    def labels(self) -> list[str]:
+        """The label names that go with it, in the head's order; the model's config has them while it is active."""
+        names = self.model.config.id2label if self.active else self._own_labels[0]
+        return [str(label) for _, label in sorted((names or {}).items())]
+
+    @property
     def disk_bytes(self) -> int:
         """How many bytes the numbers of the saved adapter take; its description adds some kilobytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in storage.to_save(self).values())
@@ -208,7 +214,7 @@ class Adapter:
             )
         self._own.put_base()
         config = self.model.config
-        self._labels = config.id2label, config.label2id
+        self._own_labels = config.id2label, config.label2id
         config.id2label, config.label2id = self._base_labels
         self._set_active(False)
 
@@ -219,7 +225,7 @@ class Adapter:
         for other in adapters(self.model).values():
             other.deactivate()
         self._own.put_own()
-        self.model.config.id2label, self.model.config.label2id = self._labels
+        self.model.config.id2label, self.model.config.label2id = self._own_labels
         self._set_active(True)
 
     def _set_active(self, active: bool) -> None:
@@ -234,14 +240,15 @@ class Adapter:
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
-        """Inside, the model computes without this adapter: the base model's own answer, to the bit."""
-        active = self.active
-        self.deactivate()
+        """Inside, no adapter is active: the base model's own answer, to the bit."""
+        active = [adapter for adapter in adapters(self.model).values() if adapter.active]
+        for adapter in active:
+            adapter.deactivate()
         try:
             yield
         finally:
-            if active:
-                self.activate()
+            for adapter in active:
+                adapter.activate()
 
     def detach(self) -> PreTrainedModel:
         """Take the adapter off: the base model again, bit for bit."""
@@ -252,8 +259,10 @@ class Adapter:
     def merge(self) -> PreTrainedModel:
         """Write the adapter into the model's weights and take it off; the model then computes the same without it.
 
+        The update is summed in fp32 and rounded once to the weight's own format: in bfloat16 that loses small updates.
+
         Raises:
-            ValueError: one of its techniques is not an update of a weight, a weight is tied to another layer's, or
+            ValueError: one of its techniques is not an update of a weight, a weight is quantized or tied, or
                 another adapter is attached, which was trained without this one; nothing is changed then.
         """
         fixed = [
@@ -267,6 +276,13 @@ class Adapter:
         others = [name for name in adapters(self.model) if name != self.name]
         if others:
             raise ValueError(f"Detach the other adapters before merging {self.name!r}: {', '.join(others)}.")
+        for _, place, _ in self.entries():
+            weight = place.layer.weight
+            if not isinstance(weight, Tensor) or not weight.is_floating_point():
+                raise ValueError(
+                    f"{place.name} is quantized, and no update can be added to its weight. Load the model unquantized, "
+                    "or keep the adapter attached."
+                )
         shared = Counter(id(p) for _, p in self.model.named_parameters(remove_duplicate=False))
         for _, place, _ in self.entries():
             if shared[id(place.layer.weight)] > 1:

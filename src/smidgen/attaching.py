@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from smidgen import storage
+from smidgen import storage, targets
 from smidgen.adapter import Adapter, adapters
 from smidgen.delta import Method
 from smidgen.hooks import own_parameters
@@ -60,9 +60,9 @@ def attach(
         own = own_names(model, methods, also_train)
         with torch.device(model.device):
             deltas = [method.build_all(model, found) for method, found in zip(methods, places, strict=True)]
-        for method, built in zip(methods, deltas, strict=True):
+        for method, found, built in zip(methods, places, deltas, strict=True):
             with torch.no_grad():
-                method.initialize(model, built, tokenizer)
+                method.initialize(model, found, built, tokenizer)
         return Adapter(model, name, methods, places, deltas, own)
 
 
@@ -117,7 +117,8 @@ def own_names(model: PreTrainedModel, methods: Sequence[Method], also_train: str
     names = [name for name, _ in own_parameters(model)]
     wanted = {*head_names(model), *(name for method in methods for name in method.own_parameters(model))}
     for pattern in [also_train] if isinstance(also_train, str) else also_train:
-        found = [name for name in names if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)]
+        expression = targets.compiled(pattern, f"also_train={pattern!r} is no pattern")
+        found = [name for name in names if expression.fullmatch(name)]
         if not found:
             raise ValueError(
                 f"also_train={pattern!r} matches no parameter of {type(model).__name__}, such as {names[0]!r}."

@@ -38,9 +38,7 @@ def install(model: PreTrainedModel) -> None:
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    kernel = model.config._attn_implementation
-    if kernel.startswith(_PREFIX):
-        return
+    kernel = model.config._attn_implementation.removeprefix(_PREFIX)
     if not model._can_set_attn_implementation():
         raise ValueError(
             f"{type(model).__name__} computes its attention by itself (it does not use transformers' "
@@ -55,7 +53,8 @@ def install(model: PreTrainedModel) -> None:
     name = _PREFIX + kernel
     AttentionInterface.register(name, functools.partial(attend, kernel))
     AttentionMaskInterface.register(name, AttentionMaskInterface()[kernel])
-    model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:
+        model.set_attn_implementation(name)
 
 
 def uninstall(model: PreTrainedModel) -> None:
@@ -136,17 +135,21 @@ def find(model: PreTrainedModel, layers: str = "all") -> list[Place]:
     Raises:
         ValueError: the model's attention takes no prefix, or no attention lies inside the blocks.
     """
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{type(model).__name__} is an encoder-decoder; prefixes go into encoders and decoders so far."
+        )
     names = {module: name for name, module in model.named_modules()}
     inside = tuple(f"{block}." for block in choose_blocks(model, layers))
     tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    places = [
-        Place(names[module], module, (key.shape[1], key.shape[3]))
+    places = {
+        names[module]: Place(names[module], module, (key.shape[1], key.shape[3]))
         for module, key, _ in watch(model, tokens)
         if names[module].startswith(inside)
-    ]
+    }
     if not places:
         raise ValueError(f"No attention of {type(model).__name__} was called inside its blocks (layers={layers!r}).")
-    return places
+    return list(places.values())  # a block that runs several times, as ALBERT's, is one place
 
 
 def watch(model: PreTrainedModel, tokens: Tensor) -> list[tuple[nn.Module, Tensor, Tensor]]:

@@ -5,6 +5,7 @@ Exit status: 0 done, 1 our mistake, 2 the user's, 130 stopped by Ctrl-C.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -220,7 +221,7 @@ def merge(
     from smidgen.process.job import reopen
     from smidgen.process.merge import merge as write_merged
 
-    write_merged(reopen(run), output)
+    write_merged(reopen(run, precision="fp32"), output)
     _print(f"The merged model is in {output}")
 
 
@@ -248,17 +249,14 @@ def _compare(recipe: Recipe, command: str, *, at_once: int = 1, as_json: bool) -
     from smidgen.process.compare import compare as run
     from smidgen.report.terminal import live
 
-    if as_json:
-        result = run(recipe, command=command, at_once=at_once)
-        for note in result["data"]["notes"]:
-            _tell(note)
-        _print_json(result)
-        return
-    with live(_console()) as watch:
+    with contextlib.nullcontext() if as_json else live(_console()) as watch:
         result = run(recipe, command=command, at_once=at_once, watch=watch)
     for note in result["data"]["notes"]:
         _tell(note)
-    _print("", result["advice"], f"\nThe page: {Path(recipe.output) / 'report.html'}")
+    if as_json:
+        _print_json(result)
+    else:
+        _print("", result["advice"], f"\nThe page: {Path(recipe.output) / 'report.html'}")
     if all(row["status"] == "failed" for row in result["techniques"]):
         raise UserError("Every technique failed; the errors are in the table above and in the page.")
 

@@ -48,15 +48,15 @@ class Delta(nn.Module):
 class Method:
     """The hyperparameters of one technique, and how it builds its deltas.
 
-    A technique overrides `check`, `build` (one place) or `build_all` (places that share parameters), and, where its
-    start depends on the model, `initialize`.
+    Its fields are plain values: bool, int, float, str or None. A technique overrides `check`, `build` (one place) or
+    `build_all` (places that share parameters), and, where its start depends on the model, `initialize`.
 
     Attributes:
         name: its key in `METHODS`, in recipes and in saved files.
         title: its name for people.
         paper: where it was published.
         site: where its deltas act.
-        head_learning_rate: of the task head, which is new whatever the technique; None: as the rest.
+        head_learning_rate: of the task head, which is learned with any technique; None: as the rest.
         learning_rates: AdamW's rate to start from, for an "encoder" (22-125 M) and a "decoder" (100 M-1 B).
     """
 
@@ -102,7 +102,11 @@ class Method:
         return [self.build(place) for place in places]
 
     def initialize(
-        self, model: PreTrainedModel, deltas: Sequence[Delta], tokenizer: PreTrainedTokenizerBase | None
+        self,
+        model: PreTrainedModel,
+        places: Sequence[Place],
+        deltas: Sequence[Delta],
+        tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
         """Set starting values that depend on the model; the deltas are built but not yet in it."""
 

@@ -61,8 +61,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         with _told_when_full(path):
             yield temporary
-            for file in temporary.iterdir():
-                file.chmod(0o666 & ~_umask())
+            for file in temporary.rglob("*"):
+                file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
                 _sync(file)
         temporary.chmod(0o777 & ~_umask())
         sync_folder(temporary)

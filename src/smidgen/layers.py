@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 
@@ -68,6 +70,17 @@ def positions(model: nn.Module) -> int | None:
     )
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     return limit - position_offset(model) if learned and limit is not None else None
+
+
+def positions_follow_mask(model: nn.Module) -> bool:
+    """Whether the model counts a text's positions from its attention mask, as OPT does, and not from the first column.
+
+    Its table of positions says so, by taking the mask.
+    """
+    return any(
+        isinstance(layer, nn.Embedding) and "attention_mask" in inspect.signature(layer.forward).parameters
+        for layer in model.modules()
+    )
 
 
 def position_offset(model: nn.Module) -> int:

@@ -2,8 +2,9 @@
 
 A prompt's virtual tokens are real positions of the sequence: a hook on the model's forward inserts placeholder ids (and
 the matching mask, labels and token types), and a hook on the input embedding puts the learned rows in their place. The
-outputs are cut back to the text, so that batches and logits stay the text's own. `generate` inserts the placeholders
-once, before it starts, so that every cache class, beam search and assisted decoding see an ordinary longer prompt.
+outputs that have a column a token are cut back, so that batches and logits stay the text's own. `generate` inserts the
+placeholders once, before it starts, so that every cache class, beam search and assisted decoding see an ordinary longer
+prompt.
 
 A prefix (keys and values in attention) inserts nothing, but occupies positions: the text's own start after it, as in
 the paper and in peft.
@@ -21,13 +22,17 @@ from torch import Tensor, nn
 from smidgen.attention import install
 from smidgen.delta import Delta
 from smidgen.hooks import active_deltas
-from smidgen.layers import position_offset, positions
+from smidgen.layers import position_offset, positions, positions_follow_mask
 from smidgen.threads import PerThread
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
-IGNORED = -100  # the label that no loss counts
+IGNORED = -100
+"""The label that no loss counts."""
+
+_ALONG_THE_TEXT = {"logits": 3, "start_logits": 2, "end_logits": 2, "last_hidden_state": 3, "hidden_states": 3}
+# outputs with a column for each token, and their dimensions: logits of classes have two
 
 
 class VirtualTokens:
@@ -112,8 +117,11 @@ class VirtualTokens:
             text = ids.shape[1]
             inputs["input_ids"] = insert(ids, start, count, placeholder(model))
             labels = inputs.get("labels")
-            if isinstance(labels, Tensor) and labels.dim() == 2 and labels.shape[1] == text:
+            if isinstance(labels, Tensor) and labels.shape[1:] == (text,) and not labels.is_floating_point():
                 inputs["labels"] = insert(labels, start, count, IGNORED)
+            for name in ("start_positions", "end_positions"):  # of an answer in the text
+                if inputs.get(name) is not None:
+                    inputs[name] = inputs[name] + count * (inputs[name] >= start)
             if inputs.get("token_type_ids") is not None:
                 inputs["token_type_ids"] = insert(inputs["token_type_ids"], start, count, 0)
         if inputs.get("attention_mask") is not None:
@@ -121,8 +129,7 @@ class VirtualTokens:
                 raise ValueError(
                     "A prompt needs an attention_mask of shape (batch, length), got one that is already expanded."
                 )
-            if start and not bool(inputs["attention_mask"][:, 0].all()):
-                raise ValueError("A prompt after the first token needs texts that are padded on the right.")
+            check_padding(inputs["attention_mask"], start)
             inputs["attention_mask"] = insert(inputs["attention_mask"], start, count, 1)
         if inputs.get("position_ids") is not None:
             positions = inputs["position_ids"]
@@ -139,12 +146,17 @@ class VirtualTokens:
             return  # relative positions: a prefix has none
         positions = inputs.get("position_ids")
         if positions is None:
-            positions = _own_positions(model, inputs["input_ids"], cached)
+            positions = _own_positions(model, inputs["input_ids"], inputs.get("attention_mask"), cached)
         inputs["position_ids"] = positions + occupied
 
     def embed(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Put the learned rows in the place of the placeholders: (batch, length, hidden size)."""
         columns = self._columns.get()
+        if columns is None and self.prompts():
+            raise ValueError(
+                "A prompt is active, and the input embedding was called by something else than the model that the "
+                "adapter is on, which inserts the placeholders. Call that model, or disable the adapter."
+            )
         if columns is None or columns.stop == 0:
             return output
         rows = torch.cat([delta() for delta in self.prompts()]).to(output.dtype)
@@ -157,11 +169,11 @@ class VirtualTokens:
         if columns is None or columns.stop == 0 or self.generating.get() or output is None:
             return output  # None: the forward pass failed
         length = kwargs["input_ids"].shape[1]
-        for name in ("logits", "start_logits", "end_logits", "last_hidden_state", "hidden_states"):
+        for name, dimensions in _ALONG_THE_TEXT.items():
             value = output.get(name) if hasattr(output, "get") else None
             if isinstance(value, tuple):
                 output[name] = tuple(cut(part, columns) for part in value)
-            elif isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] == length:
+            elif isinstance(value, Tensor) and value.dim() == dimensions and value.shape[1] == length:
                 output[name] = cut(value, columns)
         return output
 
@@ -188,18 +200,22 @@ class Generate:
             raise ValueError(
                 "A prompt needs input_ids to generate from; inputs_embeds do not say where the text starts."
             )
+        columns = slice(start, start + count)
         mask = kwargs.pop("attention_mask", None)
         if mask is None:
-            mask = _guessed_mask(self.model, ids)
+            mask = _guessed_mask(self.model, ids, kwargs)
+        check_padding(mask, start)
         kwargs["attention_mask"] = insert(mask, start, count, 1)
+        if kwargs.get("token_type_ids") is not None:
+            kwargs["token_type_ids"] = insert(kwargs["token_type_ids"], start, count, 0)
+        _check_readable(self.model, kwargs)
         self._lengthen(kwargs, count)
         self.tokens.generating.set(True)
         try:
-            # the text's own last token: a repetition penalty sees no token that the text does not have
+            # the text's own last token, so that a repetition penalty sees no token that the text does not have
             result = generate(self.model, insert(ids, start, count, ids[:, -1:]), **kwargs)
         finally:
             self.tokens.generating.reset()
-        columns = slice(start, start + count)
         if isinstance(result, Tensor):
             return cut(result, columns)
         result.sequences = cut(result.sequences, columns)
@@ -241,8 +257,10 @@ def placeholder(model: PreTrainedModel) -> int:
     return next(token for token in range(len(special) + 1) if token not in special)
 
 
-def _own_positions(model: PreTrainedModel, ids: Tensor, cached: int) -> Tensor:
-    """The positions that the model would give `ids` (batch, length) by itself."""
+def _own_positions(model: PreTrainedModel, ids: Tensor, mask: Tensor | None, cached: int) -> Tensor:
+    """The positions that the model would give `ids` (batch, length) by itself; `mask` is of the cached ones too."""
+    if mask is not None and positions_follow_mask(model):
+        return (mask.cumsum(1) * mask - 1).long()[:, cached:]
     offset = position_offset(model)
     if offset:
         real = (ids != offset - 1).int()  # the padding's id
@@ -250,9 +268,34 @@ def _own_positions(model: PreTrainedModel, ids: Tensor, cached: int) -> Tensor:
     return torch.arange(cached, cached + ids.shape[1], device=ids.device)[None].expand(ids.shape[0], -1)
 
 
-def _guessed_mask(model: PreTrainedModel, ids: Tensor) -> Tensor:
+def check_padding(mask: Tensor, start: int) -> None:
+    """Raise a ValueError if a prompt after the first token would come after a row's padding, (batch, length)."""
+    if start and not bool(mask[:, 0].all()):
+        raise ValueError("A prompt after the first token needs texts that are padded on the right.")
+
+
+def _setting(model: PreTrainedModel, kwargs: dict[str, Any], name: str) -> Any:
+    """A setting of `generate` from the most specific place: its argument, its configuration, the model's own."""
+    given = kwargs.get("generation_config")
+    for value in (kwargs.get(name), getattr(given, name, None), getattr(model.generation_config, name, None)):
+        if value is not None:
+            return value
+    return None
+
+
+def _check_readable(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
+    """Raise a ValueError for what would read the placeholders as if they were text."""
+    readers = ("streamer", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "no_repeat_ngram_size")
+    for name in readers:
+        if _setting(model, kwargs, name):
+            raise ValueError(
+                f"{name} would read a prompt's placeholders as if they were text. Generate without it; prefix tuning "
+                "has no placeholders and takes it."
+            )
+
+
+def _guessed_mask(model: PreTrainedModel, ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """The mask that `generate` would make from `ids` alone: padding hidden, unless it doubles as the end of text."""
-    config = model.generation_config
-    pad, eos = config.pad_token_id, config.eos_token_id
+    pad, eos = (_setting(model, kwargs, name) for name in ("pad_token_id", "eos_token_id"))
     ends = eos if isinstance(eos, list) else [eos]
     return torch.ones_like(ids) if pad is None or pad in ends else (ids != pad).long()

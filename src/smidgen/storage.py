@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,8 +55,16 @@ def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Seque
     classes = adapter.model.config.num_labels
     if labels is not None and len(labels) != classes:
         raise UserError(f"labels={list(labels)} has {len(labels)} names, and the model's head {classes} classes.")
+    if labels is not None and len(set(labels)) < len(labels):
+        raise UserError(f"labels={list(labels)} holds a name twice.")
     if labels is None and adapter.head_names:
-        labels = [str(label) for _, label in sorted((adapter.model.config.id2label or {}).items())]
+        labels = adapter.labels
+    try:
+        json.dumps(dict(metrics), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"metrics={dict(metrics)} cannot be written as JSON: {error}. Give plain, finite numbers."
+        ) from error
     with files.new_folder(path) as folder:
         save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
         Manifest(
@@ -155,6 +164,11 @@ def _methods(model: PreTrainedModel, techniques: Sequence[Technique]) -> tuple[l
             if missing := [place.name for place in entry.places if place.name not in found]:
                 raise ValueError(f"it has a prefix at {missing[0]!r}, which is no attention of this model")
             places.append([found[place.name] for place in entry.places])
+        elif method.site == "embedding":
+            place = targets.embedding(model)
+            if [saved.name for saved in entry.places] != [place.name]:
+                raise ValueError(f"it has a prompt elsewhere than at the input embedding, {place.name!r}")
+            places.append([place])
         else:
             places.append([targets.exact(model, place.name, place.source) for place in entry.places])
     return methods, places

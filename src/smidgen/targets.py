@@ -169,18 +169,25 @@ def _sublayer(linears: dict[str, nn.Module]) -> list[Place]:
 
 
 def _by_pattern(model: nn.Module, pattern: str, chosen: Sequence[str], layers: str) -> list[Place]:
-    try:
-        expression = re.compile(rf"(?:.*\.)?(?:{pattern})")
-    except re.error as error:
-        raise ValueError(
-            f"targets={pattern!r} is neither a role ({', '.join(ROLES)}) nor a pattern: {error}."
-        ) from None
+    expression = compiled(pattern, f"targets={pattern!r} is neither a role ({', '.join(ROLES)}) nor a pattern")
     inside = tuple(f"{block}." for block in chosen)
     return [
         Place(name, layer, features(layer))
         for name, layer in own_modules(model)
         if is_linear(layer) and expression.fullmatch(name) and (layers == "all" or name.startswith(inside))
     ]
+
+
+def compiled(pattern: str, otherwise: str) -> re.Pattern[str]:
+    """The expression that matches a whole name or a dotted end of it.
+
+    Raises:
+        ValueError: it is not one; the message begins with `otherwise`.
+    """
+    try:
+        return re.compile(rf"(?:.*\.)?(?:{pattern})")
+    except re.error as error:
+        raise ValueError(f"{otherwise}: {error}.") from None
 
 
 def _nothing(model: nn.Module, target: str, layers: str) -> str:

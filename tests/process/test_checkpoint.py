@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,11 @@ def recipe(tmp_path: Path) -> Recipe:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "run" / "checkpoint"
+
+
+def kept(folder: Path) -> list[str]:
+    """The files in the folder, the part of a name that is different each time left out."""
+    return sorted(re.sub(r"(step-\d+)-[0-9a-f]{8}\.safetensors", r"\1", path.name) for path in folder.iterdir())
 
 
 def stopped(step: int) -> Checkpoint:
@@ -53,13 +59,14 @@ def test_what_is_saved_comes_back(folder: Path, recipe: Recipe) -> None:
 def test_a_new_checkpoint_replaces_the_one_before(folder: Path, recipe: Recipe) -> None:
     for step in (1, 2):
         checkpoint.save(folder, stopped(step), recipe, "rows")
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.json", "step-2.safetensors"]
+    assert kept(folder) == ["checkpoint.json", "step-2"]
     assert checkpoint.load(folder, recipe, "rows").progress["step"] == 2
 
 
+@pytest.mark.parametrize("again", [1, 2], ids=["at the same step", "at a later step"])
 @pytest.mark.parametrize("stage", ["save_file", "files.write_json"])
 def test_a_crash_while_saving_leaves_the_one_before(
-    folder: Path, recipe: Recipe, stage: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, recipe: Recipe, stage: str, again: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint.save(folder, stopped(1), recipe, "rows")
 
@@ -69,10 +76,10 @@ def test_a_crash_while_saving_leaves_the_one_before(
     with monkeypatch.context() as patched:
         patched.setattr(f"smidgen.process.checkpoint.{stage}", crash)
         with pytest.raises(RuntimeError, match="power cut"):
-            checkpoint.save(folder, stopped(2), recipe, "rows")
+            checkpoint.save(folder, stopped(again), recipe, "rows")
     assert checkpoint.load(folder, recipe, "rows").progress["step"] == 1
     checkpoint.save(folder, stopped(3), recipe, "rows")
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.json", "step-3.safetensors"]
+    assert kept(folder) == ["checkpoint.json", "step-3"]
 
 
 def test_before_the_first_one_is_whole_there_is_none(
@@ -111,7 +118,7 @@ def test_a_full_disk_says_how_much_is_needed_and_spares_the_one_before(
     large = Checkpoint({"step": 2}, {"a": torch.zeros(1_000_000)}, {}, {})
     with pytest.raises(UserError, match=r"No space is left .* it needs 4\.0 MB\. The checkpoint before it is whole"):
         checkpoint.save(folder, large, recipe, "rows")
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.json", "step-1.safetensors"]
+    assert kept(folder) == ["checkpoint.json", "step-1"]
     assert checkpoint.load(folder, recipe, "rows").progress["step"] == 1
 
 
@@ -133,9 +140,9 @@ def test_one_flipped_bit_is_noticed(folder: Path, recipe: Recipe, place: float, 
 
 def test_a_checkpoint_that_is_cut_short_is_refused(folder: Path, recipe: Recipe) -> None:
     checkpoint.save(folder, stopped(2), recipe, "rows")
-    path = folder / "step-2.safetensors"
+    (path,) = folder.glob("step-2-*.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"step-2\.safetensors is missing, or was changed or cut short"):
+    with pytest.raises(UserError, match=r"step-2-.*\.safetensors is missing, or was changed or cut short"):
         checkpoint.load(folder, recipe, "rows")
 
 

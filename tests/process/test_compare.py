@@ -10,12 +10,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from smidgen.process.compare import compare
 from smidgen.process.recipe import load_recipe
-from smidgen.process.runs import what_went_wrong
+from smidgen.process.runs import Run, what_went_wrong
 from smidgen.process.signals import stoppable
 from tests.process.tiny import save_recipe
 
@@ -47,6 +48,13 @@ def test_every_technique_has_its_numbers(done: tuple[Path, dict]) -> None:
         assert row["low"] <= row["score"] <= row["high"]
         assert row["peak_memory_bytes"] > 10_000_000
         assert row["seconds"] > 0
+        runs = [
+            json.loads(path.read_text()) for path in (path.parent / "out/runs").glob(f"{row['name']}-s?/metrics.json")
+        ]
+        assert row["confusion"][1][0] == sum(run["test"]["confusion"][1][0] for run in runs)
+        assert row["per_class"][1]["f1"] == pytest.approx(sum(run["test"]["per_class"][1]["f1"] for run in runs) / 2)
+        assert row["curve"][0]["train_loss"] == pytest.approx(sum(run["curve"][0]["train_loss"] for run in runs) / 2)
+        assert "progress" not in row
     full, lora, _ = result["techniques"]
     assert lora["difference"] == pytest.approx(lora["score"] - full["score"])
     assert lora["difference_low"] <= lora["difference"] <= lora["difference_high"]
@@ -102,6 +110,18 @@ def test_a_failed_seed_leaves_out_the_others_of_its_technique(tmp_path: Path) ->
     (lora,) = compare(load_recipe(path), command="", at_once=2)["techniques"]
     assert lora["status"] == "failed"
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 2
+
+
+def test_a_run_that_leaves_no_result_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def execute(runs: list[Run], **calls: Any) -> list[Run]:
+        calls["ended"](runs[0], None)
+        return []
+
+    monkeypatch.setattr("smidgen.process.compare.execute", execute)
+    path = save_recipe(tmp_path, "training: {epochs: 1}\ncompare: [lora]\n")
+    (lora,) = compare(load_recipe(path), command="")["techniques"]
+    assert lora["status"] == "failed"
+    assert "without results on these rows" in lora["error"]
 
 
 def test_a_technique_that_fails_leaves_the_others(tmp_path: Path) -> None:

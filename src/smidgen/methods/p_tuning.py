@@ -71,7 +71,11 @@ class PTuning(Method):
         return [EncodedPromptDelta(self, place.shape[1], column) for place in places]
 
     def initialize(
-        self, model: PreTrainedModel, deltas: Sequence[Delta], tokenizer: PreTrainedTokenizerBase | None
+        self,
+        model: PreTrainedModel,
+        places: Sequence[Place],
+        deltas: Sequence[Delta],
+        tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
         """Scale the encoder's last layer so that its first rows have the size of the model's embedding rows."""
         if self.encoder is None:

@@ -81,14 +81,18 @@ class PrefixTuning(Method):
         return [ReparameterizedPrefixDelta(trunk, self.hidden_size, *place.shape) for place in places]
 
     def initialize(
-        self, model: PreTrainedModel, deltas: Sequence[Delta], tokenizer: PreTrainedTokenizerBase | None
+        self,
+        model: PreTrainedModel,
+        places: Sequence[Place],
+        deltas: Sequence[Delta],
+        tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
         """Start from the keys and values that the model gives real tokens."""
         if self.start == "random":
             return
         tokens = starting_tokens(self.title, model, self.start, self.text, self.length, tokenizer)
         seen = {layer: (keys, values) for layer, keys, values in attention.watch(model, tokens[None])}
-        for place, delta in zip(self.places(model), deltas, strict=True):
+        for place, delta in zip(places, deltas, strict=True):
             assert isinstance(delta, PrefixDelta)
             keys, values = seen[place.layer]
             delta.keys_values.copy_(torch.stack([keys[0], values[0]]).transpose(1, 2))

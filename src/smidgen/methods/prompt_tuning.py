@@ -70,7 +70,11 @@ class PromptTuning(Method):
         return [PromptDelta(self.length, place.shape[1], column) for place in places]
 
     def initialize(
-        self, model: PreTrainedModel, deltas: Sequence[Delta], tokenizer: PreTrainedTokenizerBase | None
+        self,
+        model: PreTrainedModel,
+        places: Sequence[Place],
+        deltas: Sequence[Delta],
+        tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
         """Set the rows by `start`."""
         for delta in deltas:

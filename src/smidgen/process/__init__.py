@@ -4,11 +4,14 @@
     data        the examples: load_data(config, task) -> TaskData
     encoding    their tokens: encode(examples, task, tokenizer, max_length=..., template=...)
     batches     which of them make up a step, on every process
+    job         a recipe made ready: prepare(recipe) -> Job; a finished run again: reopen(folder) -> Job
     plan        what would be trained, and what it would cost
     train       one adapter, resumable bit for bit
+    run         a job from its first step to its files: run(job) -> metrics
     evaluate    its scores on a split
     predict     its answers to new rows
-    compare     all of it for several techniques
+    merge       the model with the adapter in its weights
+    compare     all of it for several techniques; runs has each in a process of its own
 
 Import a step from its module, `from smidgen.process.recipe import load_recipe`: this package imports nothing by itself,
 since most steps need torch.

@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +74,9 @@ def save(folder: Path, checkpoint: Checkpoint, recipe: Recipe, data: str) -> Non
         for part in PARTS
         for name, tensor in getattr(checkpoint, part).items()
     }
-    path = folder / f"step-{checkpoint.progress['step']}.safetensors"
+    path = (
+        folder / f"step-{checkpoint.progress['step']}-{secrets.token_hex(4)}.safetensors"
+    )  # never the last one's name
     folder.mkdir(parents=True, exist_ok=True)
     _write(tensors, path)
     description = {

@@ -9,7 +9,7 @@ import datetime
 import os
 import platform
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def compare(recipe: Recipe, *, command: str, at_once: int = 1, watch: Watch | No
     data = load_data(recipe.data, recipe.task)
     rows_used = data.fingerprint()
     Path(recipe.output).mkdir(parents=True, exist_ok=True)
-    comparison = _header(recipe, data, command)
+    comparison = _header(recipe, data, command, at_once)
     index = {spec.slug: place for place, spec in enumerate(recipe.compare)}
     runs = {spec.slug: [Run.of(recipe, spec, seed) for seed in recipe.seeds] for spec in recipe.compare}
     measured: dict[str, list[Metrics]] = {}
@@ -59,6 +59,8 @@ def compare(recipe: Recipe, *, command: str, at_once: int = 1, watch: Watch | No
     def ended(run: Run, error: str | None) -> None:
         slug = run.spec.slug
         found = [metrics for own in runs[slug] if (metrics := own.metrics(rows_used)) is not None]
+        if error is None and run.metrics(rows_used) is None:
+            error = "The run ended without results on these rows; were the data or the recipe changed meanwhile?"
         if error is not None:
             comparison["techniques"][index[slug]] = _row(run.spec, status="failed", error=error)
         elif len(found) == len(runs[slug]):
@@ -89,7 +91,7 @@ def compare(recipe: Recipe, *, command: str, at_once: int = 1, watch: Watch | No
     return comparison
 
 
-def _header(recipe: Recipe, data: TaskData, command: str) -> Comparison:
+def _header(recipe: Recipe, data: TaskData, command: str, at_once: int) -> Comparison:
     import torch
     import transformers
 
@@ -122,6 +124,7 @@ def _header(recipe: Recipe, data: TaskData, command: str) -> Comparison:
             "processor": platform.machine(),
             "cores": os.cpu_count(),
             "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "runs at once": at_once,
         },
         "techniques": [_row(spec, status="waiting") for spec in recipe.compare],
     }
@@ -153,6 +156,7 @@ def _summary(spec: TechniqueSpec, measured: list[dict[str, Any]], comparison: Co
     """A technique's row from the metrics of its seeds."""
     first = measured[0]
     metric = comparison["metric"]
+    classes = metric == "accuracy"
     comparison["model"]["parameters"] = first["base_parameters"]
     noted = comparison["data"]["notes"]
     noted += dict.fromkeys(note for metrics in measured for note in metrics.get("notes", ()) if note not in noted)
@@ -172,17 +176,28 @@ def _summary(spec: TechniqueSpec, measured: list[dict[str, Any]], comparison: Co
         "difference": None,
         "difference_low": None,
         "difference_high": None,
-        "macro_f1": float(np.mean([m["test"]["macro_f1"] for m in measured])) if metric == "accuracy" else None,
+        "macro_f1": float(np.mean([m["test"]["macro_f1"] for m in measured])) if classes else None,
         "trained": first["trained"],
         "share": first["trained"] / first["total"],
         "seconds": mean("seconds"),
         "tokens_per_second": mean("tokens_per_second"),
         "peak_memory_bytes": int(mean("peak_memory_bytes")),
         "disk_bytes": first["disk_bytes"],
-        "curve": first["curve"],
-        "confusion": first["test"].get("confusion"),
-        "per_class": first["test"].get("per_class"),
+        "curve": _mean_rows([metrics["curve"] for metrics in measured]),
+        "confusion": np.sum([m["test"]["confusion"] for m in measured], axis=0).tolist() if classes else None,
+        "per_class": _mean_rows([m["test"]["per_class"] for m in measured]) if classes else None,
     }
+
+
+def _mean_rows(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One table of the seeds' tables: fractions as their means, counts and names as the first has them."""
+    return [
+        {
+            key: float(np.mean([row[key] for row in rows])) if isinstance(value, float) else value
+            for key, value in rows[0].items()
+        }
+        for rows in zip(*tables, strict=False)  # a run that lost its patience has fewer epochs
+    ]
 
 
 def _per_row(measured: list[dict[str, Any]]) -> tuple[Scores, Scores | None]:

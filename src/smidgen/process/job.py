@@ -23,7 +23,7 @@ from smidgen.process.memory import told_when_it_runs_out
 from smidgen.process.models import kind, load_model
 from smidgen.process.parallel import this_process
 from smidgen.process.plan import Plan, make_plan
-from smidgen.process.recipe import Recipe, load_recipe
+from smidgen.process.recipe import Precision, Recipe, load_recipe
 from smidgen.process.room import Room
 
 if TYPE_CHECKING:
@@ -203,8 +203,12 @@ def prepare(recipe: Recipe, *, device: torch.device | None = None) -> Job:
     return job
 
 
-def reopen(folder: Path) -> Job:
+def reopen(folder: Path, *, precision: Precision | None = None) -> Job:
     """Open the output folder of a finished run, its adapter loaded.
+
+    Args:
+        folder: where it is.
+        precision: number format of the frozen weights; None: the one that it was trained with.
 
     Raises:
         UserError: it is not one.
@@ -216,7 +220,7 @@ def reopen(folder: Path) -> Job:
             f"The run in {folder} has not finished. Train it to its end: smidgen train {folder / 'recipe.yaml'}"
             + (" --resume" if checkpoint.exists(folder / "checkpoint") else "")
         )
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = load_recipe(folder / "recipe.yaml", [f"training.precision={precision}"] if precision else [])
     labels = tuple(manifest.read(folder / "adapter").labels or ())
     model, tokenizer = load_model(
         recipe.model, recipe.task, labels, seed=recipe.training.seed, precision=recipe.training.precision

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from smidgen import __version__
 from smidgen.errors import UserError
 from smidgen.files import write_text
 from smidgen.process.overrides import override
@@ -33,6 +34,7 @@ from smidgen.process.strict_yaml import dump, parse
 from smidgen.process.technique import TechniqueSpec
 
 Task = Literal["classification", "generation"]
+Precision = Literal["fp32", "bf16"]
 
 MARK = "# Written by smidgen, with every field spelled out."
 """The first line of a recipe that is kept with a run's results."""
@@ -191,7 +193,7 @@ class TrainingConfig(_Section):
     checkpoint_minutes: Positive | None = 5.0
     checkpoint_steps: Count | None = None
     gradient_checkpointing: StrictBool = False
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     tracker: Literal["tensorboard", "mlflow", "wandb"] | None = None
 
     @model_validator(mode="after")
@@ -257,7 +259,7 @@ class Recipe(_Section):
     def _decisive(self) -> dict[str, Any]:
         fields = self.model_dump(mode="json", exclude={*NOT_IN_RESULT, "technique"})
         fields["training"] = {k: v for k, v in fields["training"].items() if k not in NOT_IN_TRAINING_RESULT}
-        return fields | {"technique": self.technique.resolved()}
+        return fields | {"technique": self.technique.resolved(), "smidgen": __version__}
 
 
 def refuse_own(path: Path) -> None:

@@ -79,11 +79,11 @@ def execute(
     ended: Callable[[Run, str | None], None],
     watch: Callable[[list[Run]], None],
 ) -> list[Run]:
-    """Train each run; after a failure, the other seeds of that technique are left out.
+    """Train each run; after a failure, the seeds of that technique that have not started are left out.
 
     Args:
         runs: in the order in which they start; one with a checkpoint goes on from it.
-        at_once: how many processes; each gets its share of the cores.
+        at_once: how many processes; each gets its share of the cores, unless OMP_NUM_THREADS says how many.
         ended: called with a run that ended, and with what went wrong or None.
         watch: called with those that run now, a few times a second.
 
@@ -128,11 +128,11 @@ class _Process:
         arguments = [sys.executable, "-m", "smidgen", "train", str(path), "--quiet"]
         if (run.folder / "checkpoint").is_dir():
             arguments.append("--resume")
-        share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} if at_once > 1 else {}
+        share = {"OMP_NUM_THREADS": str(max(1, _cores() // at_once))} if at_once > 1 else {}
         self._output = run.folder / "output.txt"
         with self._output.open("w", encoding="utf-8") as said:
             self._process = subprocess.Popen(
-                arguments, stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **share}
+                arguments, stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=share | os.environ
             )
 
     def has_ended(self) -> bool:
@@ -150,6 +150,11 @@ class _Process:
         if self._process.returncode == 0:
             return None
         return what_went_wrong(self._process.returncode, self._output.read_text("utf-8", errors="replace").strip())
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def what_went_wrong(status: int, said: str) -> str:

@@ -258,6 +258,11 @@ def _restore(
     saved: Checkpoint, adapter: Adapter, optimizer: torch.optim.Optimizer
 ) -> tuple[Progress, dict[str, Tensor]]:
     """Put a checkpoint's weights and moments in place."""
-    parallel.set_weights(adapter, saved.weights)
-    parallel.set_moments(adapter, optimizer, saved.moments)
+    try:
+        parallel.set_weights(adapter, saved.weights)
+        parallel.set_moments(adapter, optimizer, saved.moments)
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"The checkpoint does not fit what this recipe trains: {error}. Train without --resume."
+        ) from error
     return Progress(**saved.progress), dict(saved.best)
