@@ -66,7 +66,8 @@ def test_the_trial_is_the_run_s_own_step(tmp_path: Path, change: str, monkeypatc
 def test_matches_are_listed_by_kind(tmp_path: Path) -> None:
     planned = job(tmp_path, "technique={name: lora, targets: attention, layers: last:1}").plan()
     assert "attention.self.query: 1 of 2 blocks" in planned.matched
-    assert planned.own == ["classifier.weight", "classifier.bias"]
+    head = ["bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"]
+    assert planned.own == head
     own = job(tmp_path, "technique=houlsby").plan().own
     assert any(line.endswith("output.LayerNorm.weight in 2 places") for line in own)
 
