@@ -26,6 +26,11 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
     return vars(model).setdefault("_smidgen_adapters", {})  # type: ignore[no-any-return]
 
 
+def active_adapter(model: nn.Module) -> Adapter | None:
+    """The adapter that the model computes with now."""
+    return next((adapter for adapter in adapters(model).values() if adapter.active), None)
+
+
 class Adapter:
     """What `attach` put on a model.
 
@@ -93,7 +98,7 @@ class Adapter:
 
     def _put(self, method: Method, place: Place, delta: Delta) -> None:
         reads = delta.reads_source and place.source is not None
-        source = self.model.get_submodule(place.source) if reads and place.source else None
+        source = self.model.get_submodule(place.source or "") if reads else None
         hooks.put(place.layer, self._key(method), delta, runs_on_output=method.site == "layer", source=source)
 
     def _wire(self) -> None:
@@ -222,7 +227,8 @@ class Adapter:
         """Let the model compute with this adapter and train it; the one that was active before no longer is."""
         if self.active:
             return
-        for other in adapters(self.model).values():
+        other = active_adapter(self.model)
+        if other is not None:
             other.deactivate()
         self._own.put_own()
         self.model.config.id2label, self.model.config.label2id = self._own_labels
@@ -241,14 +247,14 @@ class Adapter:
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
         """Inside, no adapter is active: the base model's own answer, to the bit."""
-        active = [adapter for adapter in adapters(self.model).values() if adapter.active]
-        for adapter in active:
-            adapter.deactivate()
+        active = active_adapter(self.model)
+        if active is not None:
+            active.deactivate()
         try:
             yield
         finally:
-            for adapter in active:
-                adapter.activate()
+            if active is not None:
+                active.activate()
 
     def detach(self) -> PreTrainedModel:
         """Take the adapter off: the base model again, bit for bit."""
@@ -276,6 +282,7 @@ class Adapter:
         others = [name for name in adapters(self.model) if name != self.name]
         if others:
             raise ValueError(f"Detach the other adapters before merging {self.name!r}: {', '.join(others)}.")
+        shared = Counter(id(p) for _, p in self.model.named_parameters(remove_duplicate=False))
         for _, place, _ in self.entries():
             weight = place.layer.weight
             if not isinstance(weight, Tensor) or not weight.is_floating_point():
@@ -283,9 +290,7 @@ class Adapter:
                     f"{place.name} is quantized, and no update can be added to its weight. Load the model unquantized, "
                     "or keep the adapter attached."
                 )
-        shared = Counter(id(p) for _, p in self.model.named_parameters(remove_duplicate=False))
-        for _, place, _ in self.entries():
-            if shared[id(place.layer.weight)] > 1:
+            if shared[id(weight)] > 1:
                 raise ValueError(
                     f"{place.name}'s weight is tied to another layer's, which merging would change too. Untie them, or "
                     "keep the adapter attached."

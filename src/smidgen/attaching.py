@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from smidgen import storage, targets
-from smidgen.adapter import Adapter, adapters
+from smidgen.adapter import Adapter, active_adapter, adapters
 from smidgen.delta import Method
 from smidgen.hooks import own_parameters
 from smidgen.manifest import NAME
@@ -97,14 +97,14 @@ def load(
 @contextlib.contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
     """Inside, no adapter is active, so that a new one sees the base model; if it fails, all is as it was."""
-    active = [adapter for adapter in adapters(model).values() if adapter.active]
-    for adapter in active:
-        adapter.deactivate()
+    active = active_adapter(model)
+    if active is not None:
+        active.deactivate()
     try:
         yield
     except BaseException:
-        for adapter in active:
-            adapter.activate()
+        if active is not None:
+            active.activate()
         raise
 
 

@@ -36,9 +36,10 @@ def install(model: PreTrainedModel) -> None:
     Raises:
         ValueError: the model's attention cannot be replaced, or its kernel is not one of `KERNELS`.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    kernel = model.config._attn_implementation.removeprefix(_PREFIX)
+    kernel = model.config._attn_implementation
+    if kernel.startswith(_PREFIX):
+        _register(kernel.removeprefix(_PREFIX))  # a model from a pickle comes to a process that has not done it
+        return
     if not model._can_set_attn_implementation():
         raise ValueError(
             f"{type(model).__name__} computes its attention by itself (it does not use transformers' "
@@ -50,11 +51,18 @@ def install(model: PreTrainedModel) -> None:
             f"attn_implementation={kernel!r} cannot take a prefix. Load the model with attn_implementation="
             f"{' or '.join(map(repr, KERNELS))}."
         )
+    model.set_attn_implementation(_register(kernel))
+
+
+@functools.cache
+def _register(kernel: str) -> str:
+    """Make our function in front of a kernel known to transformers, once a process; returns its name there."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
     name = _PREFIX + kernel
     AttentionInterface.register(name, functools.partial(attend, kernel))
     AttentionMaskInterface.register(name, AttentionMaskInterface()[kernel])
-    if model.config._attn_implementation != name:
-        model.set_attn_implementation(name)
+    return name
 
 
 def uninstall(model: PreTrainedModel) -> None:

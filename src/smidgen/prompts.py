@@ -32,7 +32,7 @@ IGNORED = -100
 """The label that no loss counts."""
 
 _ALONG_THE_TEXT = {"logits": 3, "start_logits": 2, "end_logits": 2, "last_hidden_state": 3, "hidden_states": 3}
-# outputs with a column for each token, and their dimensions: logits of classes have two
+"""Outputs with a column for each token, and their dimensions: logits of classes have two."""
 
 
 class VirtualTokens:
@@ -49,6 +49,7 @@ class VirtualTokens:
         self.prefixes: list[Delta] = []
         self.generating: PerThread[bool] = PerThread(False)
         self._limit = positions(model)
+        self._follows_mask = positions_follow_mask(model)
         self._columns: PerThread[slice | None] = PerThread(None)
         self._names = list(inspect.signature(type(model).forward).parameters)[1:]
         self._handles = [
@@ -129,7 +130,7 @@ class VirtualTokens:
                 raise ValueError(
                     "A prompt needs an attention_mask of shape (batch, length), got one that is already expanded."
                 )
-            check_padding(inputs["attention_mask"], start)
+            _check_padding(inputs["attention_mask"], start)
             inputs["attention_mask"] = insert(inputs["attention_mask"], start, count, 1)
         if inputs.get("position_ids") is not None:
             positions = inputs["position_ids"]
@@ -146,7 +147,8 @@ class VirtualTokens:
             return  # relative positions: a prefix has none
         positions = inputs.get("position_ids")
         if positions is None:
-            positions = _own_positions(model, inputs["input_ids"], inputs.get("attention_mask"), cached)
+            mask = inputs.get("attention_mask") if self._follows_mask else None
+            positions = _own_positions(model, inputs["input_ids"], mask, cached)
         inputs["position_ids"] = positions + occupied
 
     def embed(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -204,7 +206,7 @@ class Generate:
         mask = kwargs.pop("attention_mask", None)
         if mask is None:
             mask = _guessed_mask(self.model, ids, kwargs)
-        check_padding(mask, start)
+        _check_padding(mask, start)
         kwargs["attention_mask"] = insert(mask, start, count, 1)
         if kwargs.get("token_type_ids") is not None:
             kwargs["token_type_ids"] = insert(kwargs["token_type_ids"], start, count, 0)
@@ -258,8 +260,11 @@ def placeholder(model: PreTrainedModel) -> int:
 
 
 def _own_positions(model: PreTrainedModel, ids: Tensor, mask: Tensor | None, cached: int) -> Tensor:
-    """The positions that the model would give `ids` (batch, length) by itself; `mask` is of the cached ones too."""
-    if mask is not None and positions_follow_mask(model):
+    """The positions that the model would give `ids` (batch, length) by itself.
+
+    Where it counts them from the mask, that is `mask`, (batch, cached and new ones).
+    """
+    if mask is not None:
         return (mask.cumsum(1) * mask - 1).long()[:, cached:]
     offset = position_offset(model)
     if offset:
@@ -268,7 +273,7 @@ def _own_positions(model: PreTrainedModel, ids: Tensor, mask: Tensor | None, cac
     return torch.arange(cached, cached + ids.shape[1], device=ids.device)[None].expand(ids.shape[0], -1)
 
 
-def check_padding(mask: Tensor, start: int) -> None:
+def _check_padding(mask: Tensor, start: int) -> None:
     """Raise a ValueError if a prompt after the first token would come after a row's padding, (batch, length)."""
     if start and not bool(mask[:, 0].all()):
         raise ValueError("A prompt after the first token needs texts that are padded on the right.")

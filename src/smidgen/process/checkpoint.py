@@ -74,9 +74,8 @@ def save(folder: Path, checkpoint: Checkpoint, recipe: Recipe, data: str) -> Non
         for part in PARTS
         for name, tensor in getattr(checkpoint, part).items()
     }
-    path = (
-        folder / f"step-{checkpoint.progress['step']}-{secrets.token_hex(4)}.safetensors"
-    )  # never the last one's name
+    unique = secrets.token_hex(4)  # a second save at one step must not write over the first
+    path = folder / f"step-{checkpoint.progress['step']}-{unique}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     _write(tensors, path)
     description = {

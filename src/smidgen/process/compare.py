@@ -54,20 +54,29 @@ def compare(recipe: Recipe, *, command: str, at_once: int = 1, watch: Watch | No
     comparison = _header(recipe, data, command, at_once)
     index = {spec.slug: place for place, spec in enumerate(recipe.compare)}
     runs = {spec.slug: [Run.of(recipe, spec, seed) for seed in recipe.seeds] for spec in recipe.compare}
+    results = {run.folder: metrics for own in runs.values() for run in own if (metrics := run.metrics(rows_used))}
     measured: dict[str, list[Metrics]] = {}
 
-    def ended(run: Run, error: str | None) -> None:
-        slug = run.spec.slug
-        found = [metrics for own in runs[slug] if (metrics := own.metrics(rows_used)) is not None]
-        if error is None and run.metrics(rows_used) is None:
-            error = "The run ended without results on these rows; were the data or the recipe changed meanwhile?"
-        if error is not None:
-            comparison["techniques"][index[slug]] = _row(run.spec, status="failed", error=error)
-        elif len(found) == len(runs[slug]):
-            measured[slug] = found
-            comparison["techniques"][index[slug]] = _summary(run.spec, found, comparison)
+    def settle(spec: TechniqueSpec) -> None:
+        found = [results[run.folder] for run in runs[spec.slug] if run.folder in results]
+        if len(found) == len(runs[spec.slug]):
+            measured[spec.slug] = found
+            comparison["techniques"][index[spec.slug]] = _summary(spec, found, comparison)
+
+    def tell() -> None:
         _relate(comparison, measured)
         _write(comparison, Path(recipe.output))
+
+    def ended(run: Run, error: str | None) -> None:
+        metrics = run.metrics(rows_used)
+        if error is None and metrics is None:
+            error = "The run ended without results on these rows; were the data or the recipe changed meanwhile?"
+        if error is not None:
+            comparison["techniques"][index[run.spec.slug]] = _row(run.spec, status="failed", error=error)
+        elif metrics is not None:
+            results[run.folder] = metrics
+            settle(run.spec)
+        tell()
 
     def look(running: list[Run]) -> None:
         for run in running:
@@ -77,10 +86,10 @@ def compare(recipe: Recipe, *, command: str, at_once: int = 1, watch: Watch | No
         if watch is not None:
             watch(comparison)
 
-    missing = [run for own in runs.values() for run in own if run.metrics(rows_used) is None]
-    for slug, own in runs.items():
-        if slug not in {run.spec.slug for run in missing}:
-            ended(own[0], None)
+    for spec in recipe.compare:
+        settle(spec)
+    tell()
+    missing = [run for own in runs.values() for run in own if run.folder not in results]
     stopped = execute(missing, at_once=at_once, ended=ended, watch=look)
     if stopped:
         names = ", ".join(dict.fromkeys(run.spec.name for run in stopped))

@@ -18,11 +18,11 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes held at once since the process started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss begins at what the process that started this one held
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+    peak = _resident("VmHWM")
+    if peak is not None:
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in kilobytes, except on a Mac
+    # where there is nothing better: it begins at what the process that started this one held
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
@@ -30,10 +30,16 @@ def used_memory(device: torch.device) -> int:
     """The bytes held now; on a CPU without /proc, the most so far."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    status = Path("/proc/self/statm")
-    if not status.exists():
-        return peak_memory(device)
-    return int(status.read_text().split()[1]) * resource.getpagesize()
+    now = _resident("VmRSS")
+    return peak_memory(device) if now is None else now
+
+
+def _resident(field: str) -> int | None:
+    """Bytes of this process's memory as Linux counts them under that name; None elsewhere."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    found = next((line for line in lines if line.startswith(f"{field}:")), None)
+    return None if found is None else int(found.split()[1]) * 1024
 
 
 @contextlib.contextmanager

@@ -100,13 +100,14 @@ def execute(
                     for process in running:
                         process.stop()
                 for process in [process for process in running if process.has_ended()]:
-                    if signals and process.error() is not None:
-                        waiting.append(process.run)
-                    else:
-                        ended(process.run, process.error())
-                        if process.error() is not None:
-                            waiting = [run for run in waiting if run.spec != process.run.spec]
                     running.remove(process)
+                    error = process.error()
+                    if signals and error is not None:
+                        waiting.append(process.run)
+                        continue
+                    ended(process.run, error)
+                    if error is not None:
+                        waiting = [run for run in waiting if run.spec != process.run.spec]
                 watch([process.run for process in running])
                 time.sleep(POLL_SECONDS)
         finally:
