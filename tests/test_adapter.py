@@ -14,7 +14,19 @@ import transformers
 from torch import nn
 
 import smidgen
-from smidgen import HeadOnly, Houlsby, LoRA, Parallel, Pfeiffer, PrefixTuning, PromptTuning, attach
+from smidgen import (
+    BitFit,
+    HeadOnly,
+    Houlsby,
+    Invertible,
+    LoRA,
+    NormTuning,
+    Parallel,
+    Pfeiffer,
+    PrefixTuning,
+    PromptTuning,
+    attach,
+)
 from smidgen.own import head_names
 from tests.conftest import LABELS, build, make_batch
 from tests.methods.test_contract import disturb, logits
@@ -62,6 +74,37 @@ def test_heads_are_found_by_structure() -> None:
 def test_head_only_refuses_a_model_without_a_head() -> None:
     with pytest.raises(ValueError, match="no task head"):
         attach(build("llama"), HeadOnly())
+
+
+def test_bitfit_refuses_a_model_without_biases() -> None:
+    with pytest.raises(ValueError, match="LlamaForCausalLM has no biases"):
+        attach(build("llama"), BitFit())
+
+
+def test_bitfit_and_norm_tuning_train_what_they_name() -> None:
+    model = build("bert")
+    biases = attach(model, BitFit()).own_names
+    assert {name.rpartition(".")[2] for name in biases - set(head_names(model))} == {"bias"}
+    assert "bert.embeddings.LayerNorm.bias" in biases
+    norms = attach(build("llama"), NormTuning()).own_names
+    assert "model.norm.weight" in norms
+    assert len(norms) == 7
+    assert attach(build("llama"), NormTuning(layers="last:1")).own_names == {
+        "model.layers.2.input_layernorm.weight",
+        "model.layers.2.post_attention_layernorm.weight",
+    }
+
+
+def test_an_invertible_adapter_undoes_itself_before_the_output_embedding() -> None:
+    model = build("llama")
+    adapter = attach(model, Invertible())
+    assert [place.name for place in adapter.places[0]] == ["model.layers.0", "lm_head"]
+    disturb(adapter)
+    there, back = adapter.deltas[0]
+    hidden = torch.randn(2, 5, 32)
+    changed = there(model, (), hidden)
+    assert not torch.allclose(changed, hidden, atol=1e-2)
+    torch.testing.assert_close(back(model, (), changed), hidden, atol=1e-5, rtol=1e-4)
 
 
 def test_also_train_adds_the_model_s_own() -> None:

@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, RepetitionPenaltyLogitsProcessor
 
 from smidgen import METHODS, Method, PrefixTuning, PromptTuning, attach
-from tests.conftest import DECODERS, build, make_batch
+from tests.conftest import DECODERS, build, example, make_batch
 from tests.methods.test_contract import disturb
 
 NEW = 6
@@ -19,8 +19,8 @@ def architecture(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=[name for name in METHODS if name != "head"])
-def method(request: pytest.FixtureRequest) -> Method:
-    return METHODS[request.param]()
+def method(request: pytest.FixtureRequest, architecture: str) -> Method:
+    return example(request.param, architecture)
 
 
 @pytest.fixture

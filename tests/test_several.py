@@ -10,21 +10,35 @@ import pytest
 import torch
 import transformers
 
-from smidgen import METHODS, HeadOnly, LoRA, Parallel, PrefixTuning, PromptTuning, UserError, attach, load
-from tests.conftest import build, make_batch
+from smidgen import (
+    METHODS,
+    FullFineTuning,
+    HeadOnly,
+    LoRA,
+    Parallel,
+    PrefixTuning,
+    PromptTuning,
+    UserError,
+    attach,
+    load,
+)
+from tests.conftest import build, example, make_batch
 from tests.methods.test_contract import disturb, logits
 
-PAIRS = [(first, second) for first in METHODS for second in METHODS if first != "full"]
+MECHANISMS = ["full", "head", "bitfit", "lora", "vera", "ia3", "oft", "houlsby", "parallel", "prefix-tuning"]
+MECHANISMS += ["llama-adapter", "prompt-tuning"]
+"""One technique of each way to act on a model."""
+PAIRS = [(first, second) for first in MECHANISMS for second in MECHANISMS if first != "full"]
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_any_technique_goes_on_a_model_that_has_any_other(first: str, second: str) -> None:
     model, batch = build("bert"), make_batch("bert")
     base = logits(model, batch)
-    before = attach(model, METHODS[first](), name="first")
+    before = attach(model, example(first, "bert"), name="first")
     disturb(before)
     answer = logits(model, batch)
-    kept = METHODS[second](keep_base=True) if second == "full" else METHODS[second]()
+    kept = FullFineTuning(keep_base=True) if second == "full" else example(second, "bert")
     after = attach(model, kept, name="second")
     alone = attach(build("bert"), kept)
     assert [len(found) for found in after.places] == [len(found) for found in alone.places]

@@ -15,64 +15,100 @@ if TYPE_CHECKING:
     from smidgen.delta import Delta, Method
     from smidgen.errors import UserError
     from smidgen.methods import (
+        HRA,
+        IA3,
         METHODS,
+        OFT,
+        BitFit,
+        DoRA,
         FullFineTuning,
         HeadOnly,
         Houlsby,
+        LoHa,
+        LoKr,
         LoRA,
+        LoRAFA,
+        LoRAPlus,
+        LoReFT,
+        MiSS,
+        NormTuning,
         Parallel,
         Pfeiffer,
+        PiSSA,
         PrefixTuning,
         PromptTuning,
         PTuning,
+        RepresentationMixing,
+        RsLoRA,
+        VeRA,
     )
+    from smidgen.rates import parameter_groups
+    from smidgen.routing import rows
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "smidgen.adapter": ["Adapter"],
-    "smidgen.attaching": ["attach", "load"],
-    "smidgen.delta": ["Delta", "Method"],
-    "smidgen.errors": ["UserError"],
-    "smidgen.methods": [
-        "METHODS",
-        "FullFineTuning",
-        "HeadOnly",
-        "Houlsby",
-        "LoRA",
-        "PTuning",
-        "Parallel",
-        "Pfeiffer",
-        "PrefixTuning",
-        "PromptTuning",
-    ],
+_HOME = {
+    "Adapter": "smidgen.adapter",
+    "Delta": "smidgen.delta",
+    "Method": "smidgen.delta",
+    "UserError": "smidgen.errors",
+    "attach": "smidgen.attaching",
+    "load": "smidgen.attaching",
+    "parameter_groups": "smidgen.rates",
+    "rows": "smidgen.routing",
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+"""Where a public name is defined, if it is no technique."""
 
 __all__ = [
+    "HRA",
+    "IA3",
     "METHODS",
+    "OFT",
+    "AdaLoRA",
     "Adapter",
+    "AdapterDrop",
+    "BitFit",
+    "Compacter",
     "Delta",
+    "DoRA",
     "FullFineTuning",
+    "HardPrompt",
     "HeadOnly",
     "Houlsby",
+    "Invertible",
+    "LlamaAdapter",
+    "LoHa",
+    "LoKr",
     "LoRA",
+    "LoRAFA",
+    "LoRAPlus",
+    "LoReFT",
     "Method",
+    "MiSS",
+    "NormTuning",
     "PTuning",
+    "PTuningV2",
     "Parallel",
     "Pfeiffer",
+    "PiSSA",
     "PrefixTuning",
+    "Progressive",
     "PromptTuning",
+    "RepresentationMixing",
+    "RsLoRA",
     "UserError",
+    "VeRA",
     "attach",
     "load",
+    "parameter_groups",
+    "rows",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module 'smidgen' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_HOME.get(name, "smidgen.methods")), name)
 
 
 def __dir__() -> list[str]:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from smidgen import attention, hooks, prompts, storage
+from smidgen import attention, hooks, prompts, stepping, storage
 from smidgen.delta import Delta, Method
-from smidgen.hooks import own_parameters
-from smidgen.own import OwnParameters, head_names
+from smidgen.own import OwnParameters, head_names, own_parameters
 from smidgen.targets import Place
 
 if TYPE_CHECKING:
@@ -41,6 +40,7 @@ class Adapter:
         places: where each technique's deltas are, a list a technique.
         head_names: which of the trained parameters are the task head's.
         active: whether the model computes with this adapter now; at most one adapter of a model is active.
+        clock: how far its training is; techniques with a schedule need `clock.steps` in loops of your own.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Adapter:
         if not adapters(model):
             vars(model)["_smidgen_trainable"] = [n for n, p in model.named_parameters() if p.requires_grad]
         model.requires_grad_(False)
-        self._own = OwnParameters(model, own, keep_base=all(getattr(m, "keep_base", True) for m in self.methods))
+        self._own = OwnParameters(model, own, keep_base=all(m.keeps_base for m in self.methods))
         model.add_module(self._own_key, self._own)
         self.active = True
         self._own_labels = self._base_labels = (model.config.id2label, model.config.label2id)
@@ -73,6 +73,14 @@ class Adapter:
         for _, parameter in self.named_parameters():
             parameter.requires_grad_(True)
         self.total += sum(p.numel() for n, p in self.named_parameters() if n not in self._own.names)
+        self.clock = stepping.Clock()
+        stepping.watch(self)
+        stepping.schedule(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy of an adapter, or one from a pickle, is watched as well."""
+        vars(self).update(state)
+        stepping.watch(self)
 
     def entries(self) -> Iterator[tuple[Method, Place, Delta]]:
         """Each delta with its technique and its place, in the order in which they act."""
@@ -99,7 +107,8 @@ class Adapter:
     def _put(self, method: Method, place: Place, delta: Delta) -> None:
         reads = delta.reads_source and place.source is not None
         source = self.model.get_submodule(place.source or "") if reads else None
-        hooks.put(place.layer, self._key(method), delta, runs_on_output=method.site == "layer", source=source)
+        side = place.side if method.site == "layer" else None
+        hooks.put(place.layer, self._key(method), delta, side=side, source=source)
 
     def _wire(self) -> None:
         """Install the attention function and the virtual tokens that the adapters on the model need, or remove them."""
@@ -162,9 +171,16 @@ class Adapter:
         """How many bytes the numbers of the saved adapter take; its description adds some kilobytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in storage.to_save(self).values())
 
+    def named_state(self) -> Iterator[tuple[str, Tensor]]:
+        """What is trained, and what else training goes on from, by name."""
+        yield from self.named_parameters()
+        for method, place, delta in self.entries():
+            for name, tensor in delta.kept().items():
+                yield f"{place.name}.{method.name}.{name}", tensor
+
     def state(self) -> dict[str, Tensor]:
-        """Copies of everything that is trained, reparameterizations included, to go on from later."""
-        return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
+        """Copies of everything that training goes on from, reparameterizations included."""
+        return {name: tensor.detach().clone() for name, tensor in self.named_state()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave.
@@ -172,17 +188,17 @@ class Adapter:
         Raises:
             ValueError: a tensor is missing, unknown or of another shape; nothing is changed then.
         """
-        parameters = dict(self.named_parameters())
-        if parameters.keys() != state.keys():
-            raise ValueError(f"The state does not fit {self!r}: {_difference(parameters, state)}.")
-        for name, parameter in parameters.items():
-            if parameter.shape != state[name].shape:
+        tensors = dict(self.named_state())
+        if tensors.keys() != state.keys():
+            raise ValueError(f"The state does not fit {self!r}: {_difference(tensors, state)}.")
+        for name, tensor in tensors.items():
+            if tensor.shape != state[name].shape:
                 raise ValueError(
-                    f"{name} is {tuple(state[name].shape)} in the state, {tuple(parameter.shape)} in the adapter."
+                    f"{name} is {tuple(state[name].shape)} in the state, {tuple(tensor.shape)} in the adapter."
                 )
         with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(state[name])
+            for name, tensor in tensors.items():
+                tensor.copy_(state[name])
 
     def check_gradients(self) -> None:
         """Raise unless every delta got a gradient; call it after the first backward.
@@ -221,7 +237,8 @@ class Adapter:
         config = self.model.config
         self._own_labels = config.id2label, config.label2id
         config.id2label, config.label2id = self._base_labels
-        self._set_active(False)
+        self.active = False
+        self.serve(active=False)
 
     def activate(self) -> None:
         """Let the model compute with this adapter and train it; the one that was active before no longer is."""
@@ -232,12 +249,17 @@ class Adapter:
             other.deactivate()
         self._own.put_own()
         self.model.config.id2label, self.model.config.label2id = self._own_labels
-        self._set_active(True)
+        self.active = True
+        self.serve(active=True)
 
-    def _set_active(self, active: bool) -> None:
-        self.active = active
+    def own_slots(self) -> list[tuple[nn.Module, dict[str, nn.Parameter]]]:
+        """The model's modules whose parameters are trained, and those parameters by their names in the module."""
+        return self._own.by_module()
+
+    def serve(self, *, active: bool, route: hooks.Route | None = None) -> None:
+        """Let the deltas act, on the rows of `route` or on all, or no longer; what is trained trains while they do."""
         for _, _, delta in self.entries():
-            delta.active = active
+            delta.active, delta.route = active, route
         if not active:
             self._frozen = [parameter for parameter in self.parameters() if not parameter.requires_grad]
         kept = {id(parameter) for parameter in self._frozen}
@@ -271,9 +293,7 @@ class Adapter:
             ValueError: one of its techniques is not an update of a weight, a weight is quantized or tied, or
                 another adapter is attached, which was trained without this one; nothing is changed then.
         """
-        fixed = [
-            m.title for m, built in zip(self.methods, self.deltas, strict=True) if built and not mergeable(built[0])
-        ]
+        fixed = dict.fromkeys(method.title for method, _, delta in self.entries() if not delta.mergeable)
         if fixed:
             raise ValueError(
                 f"{' and '.join(fixed)} cannot be merged into the weights: it adds computation, not an update of a "
@@ -296,12 +316,22 @@ class Adapter:
                     "keep the adapter attached."
                 )
         self.activate()
-        for _, place, delta in self.entries():
-            delta.merge(place.layer)
+        with torch.no_grad():
+            for place, delta in self._innermost_last():
+                delta.merge(place.layer)
         for parameter in self._own.own().values():
             parameter.requires_grad_(False)
         self._remove()
         return self.model
+
+    def _innermost_last(self) -> list[tuple[Place, Delta]]:
+        """The deltas in the order in which they can be written into a weight: those of the input last, backwards.
+
+        What acts on the output computes from the input as the others have changed it: W R2 R1 x + U R2 R1 x.
+        """
+        found = [(place, delta) for _, place, delta in self.entries()]
+        outputs = [entry for entry in found if entry[1].side == "output"]
+        return outputs + [entry for entry in reversed(found) if entry[1].side == "input"]
 
     def _remove(self) -> None:
         for method, place, _ in self.entries():
@@ -340,11 +370,6 @@ class Adapter:
         where = f"{places} place{'s' * (places != 1)}, " if places else ""
         share = self.trainable / self.total
         return f"{title} {self.name!r}: {where}{self.trainable:,} trainable of {self.total / 1e6:.1f} M ({share:.2%})"
-
-
-def mergeable(delta: Delta) -> bool:
-    """Whether the delta is an update of a weight."""
-    return type(delta).merge is not Delta.merge
 
 
 def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

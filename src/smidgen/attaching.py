@@ -14,9 +14,8 @@ from torch import nn
 from smidgen import storage, targets
 from smidgen.adapter import Adapter, active_adapter, adapters
 from smidgen.delta import Method
-from smidgen.hooks import own_parameters
 from smidgen.manifest import NAME
-from smidgen.own import head_names
+from smidgen.own import head_names, own_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,13 +73,13 @@ def load(
     check_base: bool = True,
     dtype: torch.dtype | None = None,
 ) -> Adapter:
-    """Put the adapter saved at `path` on `model`, active and ready to serve or to train on.
+    """Put the adapter saved at `path`, by us or by peft, on `model`, active and ready to serve or to train on.
 
     Args:
         model: the model that it was trained for.
-        path: a folder that `Adapter.save` wrote.
+        path: a folder that `Adapter.save` or peft's `save_pretrained` wrote.
         name: another name for it; default: the one it was saved under.
-        check_base: whether the model's weights must be those that it was trained on.
+        check_base: whether the model's weights must be those that it was trained on; peft's folders do not say.
         dtype: number format of the model's own parameters that it brings, such as a head trained in fp32 beside a
             bfloat16 model, which then computes under autocast; default: the model's, to which they are rounded.
 
@@ -88,8 +87,11 @@ def load(
         UserError: the folder is damaged, incomplete, not an adapter, or an adapter for another model; the model is as
         it was.
     """
+    from smidgen.formats import peft
+
     with alone(model):
-        saved = storage.read(model, Path(path), check_base=check_base)
+        path = Path(path)
+        saved = peft.read(model, path) if peft.is_peft(path) else storage.read(model, path, check_base=check_base)
         _check_name(model, name or saved.name)
         return storage.put(model, saved, name or saved.name, dtype)
 

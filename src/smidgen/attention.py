@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from smidgen.delta import Delta
 from smidgen.hooks import active_deltas
 from smidgen.targets import Place, choose_blocks
 from smidgen.threads import PerThread
@@ -81,7 +82,7 @@ def attend(
     attention_mask: Tensor | None,
     **arguments: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the model's own kernel on keys and values that begin with the active deltas'.
+    """Run the model's own kernel on keys and values that begin with the active deltas', and beside it on gated ones.
 
     Args:
         kernel: "sdpa" or "eager".
@@ -98,18 +99,32 @@ def attend(
     seen = _seen.get()
     if seen is not None:
         seen.append((module, key, value))
+    beside: list[tuple[Tensor, Tensor, Tensor]] = []
     for delta in reversed(active_deltas(module)):
         prefix_key, prefix_value = delta(key.shape[0])
+        served = _served(delta, key)
+        gate = getattr(delta, "gate", None)
+        if isinstance(gate, Tensor):
+            gate = gate if served is None else gate * served.view(-1, 1, 1, 1)
+            beside.append((gate, prefix_key.to(key.dtype), prefix_value.to(value.dtype)))
+            continue
         if attention_mask is None and kernel == "sdpa" and _is_causal(module, query, arguments):
             key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]  # an empty static cache is longer
             attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=key.device).tril()
             attention_mask = attention_mask[None, None]
-        attention_mask = _widen(attention_mask, prefix_key.shape[2])
+        if attention_mask is None and served is not None:
+            attention_mask = key.new_ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool)
+        attention_mask = _widen(attention_mask, prefix_key.shape[2], served)
         if arguments.get("position_bias") is not None:
             arguments["position_bias"] = nn.functional.pad(arguments["position_bias"], (prefix_key.shape[2], 0))
         key = torch.cat([prefix_key.to(key.dtype), key], dim=2)
         value = torch.cat([prefix_value.to(value.dtype), value], dim=2)
-    return _kernel(kernel, module)(module, query, key, value, attention_mask, **arguments)  # type: ignore[no-any-return]
+    run = _kernel(kernel, module)
+    output, weights = run(module, query, key, value, attention_mask, **arguments)
+    own = {**arguments, "is_causal": False, "position_bias": None}
+    for gate, prompt_key, prompt_value in beside:
+        output = output + gate.to(output.dtype) * run(module, query, prompt_key, prompt_value, None, **own)[0]
+    return output, weights
 
 
 def _is_causal(module: nn.Module, query: Tensor, arguments: dict[str, Any]) -> bool:
@@ -117,13 +132,25 @@ def _is_causal(module: nn.Module, query: Tensor, arguments: dict[str, Any]) -> b
     return query.shape[2] > 1 and bool(getattr(module, "is_causal", True) if causal is None else causal)
 
 
-def _widen(mask: Tensor | None, columns: int) -> Tensor | None:
-    """The mask with `columns` more keys at its front that every query may attend to."""
+def _served(delta: Delta, key: Tensor) -> Tensor | None:
+    """Which rows the delta serves, (batch,); None: all."""
+    if delta.route is None:
+        return None
+    return key.new_zeros(key.shape[0], dtype=torch.bool).index_fill(
+        0, delta.route.index(key.shape[0], key.device), True
+    )
+
+
+def _widen(mask: Tensor | None, columns: int, served: Tensor | None) -> Tensor | None:
+    """The mask with `columns` more keys at its front that the queries of the rows `served` may attend to."""
     if mask is None:
         return None
-    if mask.dtype == torch.bool:
-        return nn.functional.pad(mask, (columns, 0), value=True)
-    return nn.functional.pad(mask, (columns, 0), value=0.0)
+    hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    front = mask.new_full((mask.shape[0], mask.shape[1], mask.shape[2], columns), mask.dtype == torch.bool)
+    if served is not None:
+        mask = mask.expand(len(served), -1, -1, -1)
+        front = front.expand(len(served), -1, -1, -1).masked_fill(~served.view(-1, 1, 1, 1), hidden)
+    return torch.cat([front, mask], dim=3)
 
 
 def _kernel(kernel: str, module: nn.Module) -> Callable[..., Any]:

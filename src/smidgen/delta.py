@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args, get_type_hints
 
 from torch import Tensor, nn
 
+from smidgen.layers import add_to_weight
+
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from smidgen.hooks import Tap
+    from smidgen.adapter import Adapter
+    from smidgen.hooks import Route, Tap
     from smidgen.targets import Place
 
 Site = Literal["layer", "attention", "embedding"]
-"""Where a delta acts: on a layer's output, on the keys and values of an attention, on the input embedding."""
+"""Where a delta acts: on a layer's output or input, on the keys and values of an attention, on the input embedding."""
+
+Side = Literal["output", "input"]
+"""What of a layer a delta changes."""
 
 
 class Delta(nn.Module):
@@ -25,23 +32,44 @@ class Delta(nn.Module):
 
     `forward` depends on the method's site:
 
-    - layer: `forward(layer, inputs, output) -> output`, with `inputs` the layer's positional arguments, or, if
-      `reads_source`, those of the layer at the start of the sublayer that this one ends;
-    - attention: `forward(batch) -> (keys, values)`, each (batch, key-value heads, virtual tokens, head size);
-    - embedding: `forward() -> prompt`, (virtual tokens, hidden size).
+    - layer: `forward(layer, inputs, hidden) -> hidden`, with `inputs` the layer's positional arguments, or, if
+      `reads_source`, those of the layer at the start of the sublayer that this one ends, and `hidden` the layer's
+      output, or its first input where the place's side is "input";
+    - attention: `forward(batch) -> (keys, values)`, each (batch, key-value heads, virtual tokens, head size); where it
+      has a `gate`, (1,), they have a softmax of their own, whose result is multiplied by it and added;
+    - embedding: `forward(embedding) -> prompt`, (virtual tokens, hidden size), with `embedding` the input embedding.
     """
 
     active: bool = True
+    side: Side | None = None
+    route: Route | None = None
     reads_source: bool = False
+    virtual_tokens: int = 0
     tap: Tap | None = None
 
-    def merge(self, layer: nn.Module) -> None:
-        """Write the delta into the weight of `layer`; only techniques that are an update of a weight can."""
+    def update(self) -> Tensor:
+        """What the delta adds to a linear layer's weight, (out, in), in fp32; only techniques that do so have it."""
         raise NotImplementedError
 
-    def folded(self) -> dict[str, Tensor]:
-        """The tensors that inference needs; a technique with a reparameterization gives its result."""
-        return dict(self.state_dict())
+    def merge(self, layer: nn.Module) -> None:
+        """Write the delta into the weight of `layer`, in fp32; only techniques that change a weight can."""
+        add_to_weight(layer, self.update())
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether the delta is a change of its layer's weight."""
+        return type(self).update is not Delta.update or type(self).merge is not Delta.merge
+
+    def folded(self, layer: nn.Module) -> dict[str, Tensor]:
+        """The tensors that inference needs; a technique with a reparameterization gives its result.
+
+        One that several deltas share is the same object in each, and is saved once.
+        """
+        return dict(self.state_dict(keep_vars=True))
+
+    def kept(self) -> dict[str, Tensor]:
+        """What training goes on from beside the parameters, such as a schedule's averages."""
+        return {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,9 +142,24 @@ class Method:
         """Names of the model's own parameters that this technique trains beside its deltas."""
         return []
 
-    def folded(self) -> Method:
-        """The method whose deltas hold what `Delta.folded` gives."""
+    def folded(self, deltas: Sequence[Delta]) -> Method:
+        """The method whose deltas hold what `Delta.folded` gives of these."""
         return self
+
+    def rate_ratio(self, model: PreTrainedModel, parameter: str) -> float:
+        """The learning rate of a parameter, by its name in `Adapter.named_parameters`, over the adapter's or head's."""
+        return 1.0
+
+    def before_step(self, adapter: Adapter, deltas: Sequence[Delta], optimizer: Optimizer) -> None:
+        """Hear that an optimizer is about to step; the gradients are there."""
+
+    def schedule(self, adapter: Adapter, deltas: Sequence[Delta]) -> None:
+        """Put the deltas in their state at `adapter.clock.step`; called when attached and after every step."""
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the originals of the model's own parameters that are trained are kept."""
+        return True
 
     @property
     def virtual_tokens(self) -> int:

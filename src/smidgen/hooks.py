@@ -1,14 +1,16 @@
-"""Deltas in a model: the one forward hook that runs those of a layer, and the model as it is without them."""
+"""Deltas in a model: the hooks that run those of a layer, put there and removed again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from smidgen.delta import Delta
+from smidgen.delta import Delta, Side
 from smidgen.threads import PerThread
 
 
@@ -16,6 +18,7 @@ class Deltas(nn.Module):
     """The deltas of one layer, in the order in which they act; a child's name is ADAPTER:TECHNIQUE."""
 
     handle: RemovableHandle | None = None
+    input_handle: RemovableHandle | None = None
 
 
 class Tap:
@@ -42,21 +45,65 @@ class Tap:
         return inputs
 
 
-def put(layer: nn.Module, key: str, delta: Delta, *, runs_on_output: bool, source: nn.Module | None) -> None:
+class Route:
+    """Which rows of a batch an adapter serves.
+
+    Args:
+        name: the adapter's.
+        names: an adapter's name, or None, for each row.
+    """
+
+    def __init__(self, name: str, names: Sequence[str | None]) -> None:
+        self.name, self.count = name, len(names)
+        self._rows = [row for row, wanted in enumerate(names) if wanted == name]
+
+    def index(self, batch: int, device: torch.device) -> Tensor:
+        """The numbers of its rows in a batch, which may have each row several times in a row, as beams do.
+
+        Raises:
+            ValueError: the batch is not of so many rows.
+        """
+        alone = _alone.get()
+        if alone is not None:
+            return torch.arange(batch if alone == self.name else 0, device=device)
+        if batch % self.count:
+            raise ValueError(
+                f"rows names adapters for {self.count} rows, and the batch has {batch}. Give a name for each row."
+            )
+        times = batch // self.count
+        return torch.tensor([row * times + copy for row in self._rows for copy in range(times)], device=device).long()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, a batch is of this adapter's rows alone."""
+        _alone.set(self.name)
+        try:
+            yield
+        finally:
+            _alone.reset()
+
+
+_alone: PerThread[str | None] = PerThread(None)
+
+
+def put(layer: nn.Module, key: str, delta: Delta, *, side: Side | None, source: nn.Module | None) -> None:
     """Make `delta` the last of the layer's deltas.
 
     Args:
         layer: where it goes.
         key: its name among the layer's deltas.
         delta: its mode, training or evaluation, becomes the layer's.
-        runs_on_output: whether the layer's forward hook runs it; otherwise the attention or the prompt looks for it.
+        side: what of the layer it changes, by a hook; None: the attention or the prompt looks for it.
         source: the layer whose input it reads, if it is not `layer` itself.
     """
     deltas = getattr(layer, "deltas", None)
     if not isinstance(deltas, Deltas):
         layer.deltas = deltas = Deltas()
-    if runs_on_output and deltas.handle is None:
+    if side == "output" and deltas.handle is None:
         deltas.handle = layer.register_forward_hook(run_deltas)
+    if side == "input" and deltas.input_handle is None:
+        deltas.input_handle = layer.register_forward_pre_hook(run_input_deltas)
+    delta.side = side
     deltas.add_module(key, delta)
     delta.train(layer.training)
     if source is not None:
@@ -73,8 +120,9 @@ def remove(layer: nn.Module, key: str) -> None:
         delta.tap.handle.remove()
         delta.tap = None
     if not list(deltas.children()):
-        if deltas.handle is not None:
-            deltas.handle.remove()
+        for handle in (deltas.handle, deltas.input_handle):
+            if handle is not None:
+                handle.remove()
         del layer.deltas
 
 
@@ -90,21 +138,29 @@ def run_deltas(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
     """The one forward hook: passes a layer's output (a tuple's first part) through its active deltas."""
     hidden = output[0] if isinstance(output, tuple) else output
     for delta in active_deltas(layer):
-        hidden = delta(layer, inputs if delta.tap is None else delta.tap.take(), hidden)
+        if delta.side == "output":
+            hidden = _run(delta, layer, inputs if delta.tap is None else delta.tap.take(), hidden)
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
-def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The model's own modules by name: what adapters have added to it is left out."""
-    inside: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if isinstance(module, Deltas):
-            inside = (*inside, f"{name}.")
-        elif not name.startswith(inside):
-            yield name, module
+def run_input_deltas(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The one forward pre-hook: passes a layer's first input through the active deltas of its input."""
+    if not inputs:
+        raise RuntimeError(f"A {type(layer).__name__} is called without positional arguments; its input has no delta.")
+    hidden = inputs[0]
+    for delta in active_deltas(layer):
+        if delta.side == "input":
+            hidden = _run(delta, layer, inputs, hidden)
+    return (hidden, *inputs[1:])
 
 
-def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The model's own parameters by name, each once: what adapters have added to it is left out."""
-    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Deltas))
-    return ((name, parameter) for name, parameter in model.named_parameters() if not name.startswith(inside or "\0"))
+def _run(delta: Delta, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
+    """The delta's result on the rows that it serves; others stay as they are."""
+    if delta.route is None:
+        return delta(layer, inputs, hidden)  # type: ignore[no-any-return]
+    batch = hidden.shape[0]
+    index = delta.route.index(batch, hidden.device)
+    if not len(index):
+        return hidden
+    own = tuple(x[index] if isinstance(x, Tensor) and x.shape[:1] == (batch,) else x for x in inputs)
+    return hidden.index_copy(0, index, delta(layer, own, hidden[index]).to(hidden.dtype))

@@ -39,13 +39,35 @@ def features(layer: nn.Module) -> tuple[int, int]:
     raise TypeError(f"{type(layer).__name__} is not a linear layer.")
 
 
+def weight_matrix(layer: nn.Module) -> Tensor:
+    """The weight of a linear layer as (out, in).
+
+    Raises:
+        ValueError: it is quantized, so that there are no numbers to compute with.
+    """
+    weight = layer.weight
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise ValueError(f"A {type(layer).__name__}'s weight is quantized. Load the model unquantized.")
+    return weight.detach().T if is_conv1d(layer) else weight.detach()
+
+
+def set_weight(layer: nn.Module, matrix: Tensor) -> None:
+    """Let an (out, in) matrix take the place of the layer's weight, rounded to its format."""
+    weight_matrix(layer).copy_(matrix)
+
+
 def add_to_weight(layer: nn.Module, update: Tensor) -> None:
     """Add an (out, in) matrix to the layer's weight; the sum is taken in fp32 at least, so that it rounds once."""
-    weight, update = layer.weight, update.T if is_conv1d(layer) else update
-    assert isinstance(weight, Tensor)
+    weight = weight_matrix(layer)
     wide = torch.promote_types(weight.dtype, torch.float32)
-    with torch.no_grad():
-        weight.copy_((weight.to(wide) + update.to(wide)).to(weight.dtype))
+    set_weight(layer, weight.to(wide) + update.detach().to(wide))
+
+
+def embedding_rows(embedding: nn.Module) -> Tensor:
+    """The rows that an embedding gives, (vocabulary, hidden size): its weight, multiplied where the model does so."""
+    weight = embedding.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach() * getattr(embedding, "embed_scale", 1.0)
 
 
 def is_causal(model: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from smidgen import files
+from smidgen.delta import Side
 from smidgen.errors import UserError
 
 FORMAT: Final = 1
@@ -46,6 +47,7 @@ class SavedPlace(_Part):
 
     name: str
     source: str | None
+    side: Side
 
 
 class Technique(_Part):

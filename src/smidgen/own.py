@@ -1,13 +1,29 @@
-"""The model's own parameters that an adapter trains (heads, norms, or all of them), each beside its frozen original."""
+"""The model's own modules and parameters; those that an adapter trains, each beside its frozen original."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from smidgen.hooks import own_modules, own_parameters
+from smidgen.hooks import Deltas
+
+
+def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The model's own modules by name: what adapters have added to it is left out."""
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if isinstance(module, Deltas):
+            inside = (*inside, f"{name}.")
+        elif not name.startswith(inside):
+            yield name, module
+
+
+def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The model's own parameters by name, each once: what adapters have added to it is left out."""
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Deltas))
+    return ((name, parameter) for name, parameter in model.named_parameters() if not name.startswith(inside or "\0"))
 
 
 class OwnParameters(nn.Module):
@@ -51,6 +67,13 @@ class OwnParameters(nn.Module):
         if self.keep_base:
             return self._own
         return {name: module.get_parameter(slot) for module, slot, name in reversed(self._slots)}
+
+    def by_module(self) -> list[tuple[nn.Module, dict[str, nn.Parameter]]]:
+        """The adapter's versions, beside the modules that they stand in."""
+        own, found = self.own(), dict[nn.Module, dict[str, nn.Parameter]]()
+        for module, slot, name in self._slots:
+            found.setdefault(module, {})[slot] = own[name]
+        return list(found.items())
 
     def put_own(self) -> None:
         """Let the adapter's versions stand in the model."""

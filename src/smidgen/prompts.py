@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,37 +72,48 @@ class VirtualTokens:
         """The active prompt deltas, in their order in the text."""
         return active_deltas(self.embedding)
 
-    def count(self) -> int:
-        """How many placeholders the active prompts need."""
-        return sum(delta.virtual_tokens for delta in self.prompts())  # type: ignore[misc]
+    def counts(self, ids: Tensor) -> Tensor:
+        """How many placeholders the active prompts need in each row of `ids`, (batch,)."""
+        return _each_row(self.prompts(), ids)
 
     def start(self) -> int:
-        """The column of the first placeholder."""
-        return max((delta.column for delta in self.prompts()), default=0)  # type: ignore[type-var,return-value]
+        """The column of the first placeholder.
+
+        Raises:
+            ValueError: prompts of different rows stand at different columns.
+        """
+        columns = {delta.column for delta in self.prompts()}
+        if len(columns) > 1 and any(delta.route is not None for delta in self.prompts()):
+            raise ValueError(
+                "The prompts of this batch stand at different places, before the text and after its first token. Give "
+                "them the same placement, or serve them in batches of their own."
+            )
+        return max(columns, default=0)  # type: ignore[type-var,return-value]
 
     def before(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Insert the placeholders into the arguments of `model.forward`, and shift positions by the prefix."""
         self._columns.reset()  # of a pass that failed
-        count = self.count()
-        occupied = sum(delta.virtual_tokens for delta in self.prefixes if delta.active)  # type: ignore[misc]
-        if not count and not occupied:
+        prefixes = [delta for delta in self.prefixes if delta.active and delta.virtual_tokens]
+        if not self.prompts() and not prefixes:
             return None
         inputs = {**dict(zip(self._names, args, strict=False)), **kwargs}
         ids, cache = inputs.get("input_ids"), inputs.get("past_key_values")
         if ids is None:
             raise ValueError("A prompt or prefix needs input_ids; inputs_embeds do not say where the text starts.")
+        counts, occupied = self.counts(ids), _each_row(prefixes, ids)
+        count, taken = int(counts.max()), int(occupied.max())
         if count and inputs.get("return_dict") is False:
             raise ValueError("A prompt needs return_dict=True: a tuple does not say which outputs to cut to the text.")
-        if occupied:
+        if prefixes:
             install(model)  # it may have been given another attn_implementation since
         cached = int(cache.get_seq_length()) if cache is not None else 0
         if count and not self.generating.get():
-            self._insert(model, inputs, count, cached)
-        if occupied:
-            self._shift(model, inputs, occupied, cached)
-        length = inputs["input_ids"].shape[1] + cached + occupied
+            self._insert(model, inputs, counts.to(ids.device), cached)
+        if taken:
+            self._shift(model, inputs, occupied.to(ids.device), cached)
+        length = inputs["input_ids"].shape[1] + cached + taken
         if self._limit is not None and length > self._limit:
-            virtual = count + occupied
+            virtual = count + taken
             raise ValueError(
                 f"The text has {length - virtual} tokens and the adapter {virtual} virtual ones: more than the "
                 f"{self._limit} positions of {type(model).__name__}. Shorten the text to "
@@ -112,8 +124,15 @@ class VirtualTokens:
             self._columns.set(slice(max(first, 0), max(first + count, 0)))
         return (), inputs
 
-    def _insert(self, model: PreTrainedModel, inputs: dict[str, Any], count: int, cached: int) -> None:
-        ids, start = inputs["input_ids"], self.start()
+    def _insert(self, model: PreTrainedModel, inputs: dict[str, Any], counts: Tensor, cached: int) -> None:
+        ids, start, count = inputs["input_ids"], self.start(), int(counts.max())
+        missing = count - counts
+        uneven = bool(missing.any())
+        mask = inputs.get("attention_mask")
+        if mask is None and uneven:
+            mask = ids.new_ones(ids.shape[0], ids.shape[1] + max(0, cached - count))
+        if uneven:
+            self._need_positions(model, inputs, mask, counts, cached)
         if cached == 0:
             text = ids.shape[1]
             inputs["input_ids"] = insert(ids, start, count, placeholder(model))
@@ -125,31 +144,48 @@ class VirtualTokens:
                     inputs[name] = inputs[name] + count * (inputs[name] >= start)
             if inputs.get("token_type_ids") is not None:
                 inputs["token_type_ids"] = insert(inputs["token_type_ids"], start, count, 0)
-        if inputs.get("attention_mask") is not None:
-            if inputs["attention_mask"].dim() != 2:
+        if mask is not None:
+            if mask.dim() != 2:
                 raise ValueError(
                     "A prompt needs an attention_mask of shape (batch, length), got one that is already expanded."
                 )
-            _check_padding(inputs["attention_mask"], start)
-            inputs["attention_mask"] = insert(inputs["attention_mask"], start, count, 1)
+            _check_padding(mask, start)
+            inputs["attention_mask"] = insert_mask(mask, start, counts)
         if inputs.get("position_ids") is not None:
-            positions = inputs["position_ids"]
+            positions, own = inputs["position_ids"], counts[:, None]
             if cached == 0:
-                first = start + position_offset(model)
-                virtual = torch.arange(first, first + count, device=positions.device).expand(positions.shape[0], -1)
-                positions = torch.cat([positions[:, :start], virtual, positions[:, start:] + count], dim=1)
+                columns = torch.arange(count, device=ids.device) - missing[:, None]
+                virtual = start + position_offset(model) + columns.clamp_min(0)
+                positions = positions.expand(ids.shape[0], -1)
+                positions = torch.cat([positions[:, :start], virtual, positions[:, start:] + own], dim=1)
             else:
-                positions = positions + count
+                positions = positions + own
             inputs["position_ids"] = positions
 
-    def _shift(self, model: PreTrainedModel, inputs: dict[str, Any], occupied: int, cached: int) -> None:
+    def _need_positions(
+        self, model: PreTrainedModel, inputs: dict[str, Any], mask: Tensor | None, counts: Tensor, cached: int
+    ) -> None:
+        """Say where the text stands in each row, which the model cannot count by itself if prompts differ in length."""
+        if "position_ids" not in self._names:
+            if self._limit is None:
+                return  # relative positions
+            raise ValueError(
+                f"{type(model).__name__} takes no position_ids, so that its rows cannot have prompts of different "
+                "lengths. Give the prompts one length, or serve them in batches of their own."
+            )
+        if inputs.get("position_ids") is None:
+            text = max(0, cached - int(counts.max()))  # of the columns that are cached
+            mask = mask if self._follows_mask else None
+            inputs["position_ids"] = _own_positions(model, inputs["input_ids"], mask, text)
+
+    def _shift(self, model: PreTrainedModel, inputs: dict[str, Any], occupied: Tensor, cached: int) -> None:
         if "position_ids" not in self._names:
             return  # relative positions: a prefix has none
         positions = inputs.get("position_ids")
         if positions is None:
             mask = inputs.get("attention_mask") if self._follows_mask else None
             positions = _own_positions(model, inputs["input_ids"], mask, cached)
-        inputs["position_ids"] = positions + occupied
+        inputs["position_ids"] = positions + occupied[:, None]
 
     def embed(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Put the learned rows in the place of the placeholders: (batch, length, hidden size)."""
@@ -161,9 +197,24 @@ class VirtualTokens:
             )
         if columns is None or columns.stop == 0:
             return output
-        rows = torch.cat([delta() for delta in self.prompts()]).to(output.dtype)
-        rows = rows[rows.shape[0] - (columns.stop - columns.start) :].expand(output.shape[0], -1, -1)
+        rows = self._rows(layer, output)[:, columns.start - columns.stop :]
         return torch.cat([output[:, : columns.start], rows, output[:, columns.stop :]], dim=1)[:, : output.shape[1]]
+
+    def _rows(self, layer: nn.Module, output: Tensor) -> Tensor:
+        """The learned rows of each row of the batch, (batch, placeholders, hidden size); a short prompt's come last."""
+        if all(delta.route is None for delta in self.prompts()):
+            learned = torch.cat([delta(layer) for delta in self.prompts()]).to(output.dtype)
+            return learned.expand(output.shape[0], -1, -1)
+        counts = self.counts(output).to(output.device)
+        rows = output.new_zeros(output.shape[0], int(counts.max()), output.shape[2])
+        column = counts.max() - counts
+        for delta in self.prompts():
+            learned = delta(layer).to(output.dtype)
+            index = _index(delta, output).to(output.device)
+            columns = column[index][:, None] + torch.arange(len(learned), device=output.device)
+            rows = rows.index_put((index[:, None], columns), learned.expand(len(index), -1, -1))
+            column[index] += len(learned)
+        return rows
 
     def after(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Cut the outputs back to the text's own columns."""
@@ -193,21 +244,22 @@ class Generate:
         """As `model.generate`, with ids in `inputs` or `input_ids`; gives the text's ids and the new ones."""
         if generation_config is not None:
             kwargs["generation_config"] = generation_config
-        count, start = self.tokens.count(), self.tokens.start()
         generate: Any = type(self.model).generate  # type: ignore[attr-defined]
-        if not count:
+        if not self.tokens.prompts():
             return generate(self.model, inputs, **kwargs)
         ids = kwargs.pop("input_ids", inputs)
         if ids is None or "inputs_embeds" in kwargs:
             raise ValueError(
                 "A prompt needs input_ids to generate from; inputs_embeds do not say where the text starts."
             )
+        counts, start = self.tokens.counts(ids).to(ids.device), self.tokens.start()
+        count = int(counts.max())
         columns = slice(start, start + count)
         mask = kwargs.pop("attention_mask", None)
         if mask is None:
             mask = _guessed_mask(self.model, ids, kwargs)
         _check_padding(mask, start)
-        kwargs["attention_mask"] = insert(mask, start, count, 1)
+        kwargs["attention_mask"] = insert_mask(mask, start, counts)
         if kwargs.get("token_type_ids") is not None:
             kwargs["token_type_ids"] = insert(kwargs["token_type_ids"], start, count, 0)
         _check_readable(self.model, kwargs)
@@ -243,6 +295,27 @@ def insert(rows: Tensor, start: int, count: int, value: int | Tensor) -> Tensor:
     columns = rows.new_empty(rows.shape[0], count)
     columns[:] = value
     return torch.cat([rows[:, :start], columns, rows[:, start:]], dim=1)
+
+
+def insert_mask(mask: Tensor, start: int, counts: Tensor) -> Tensor:
+    """A mask (batch, length) with columns at `start` of which each row sees the last `counts`, (batch,)."""
+    columns = torch.arange(int(counts.max()), device=mask.device) >= counts.max() - counts[:, None]
+    return torch.cat([mask[:, :start], columns.to(mask.dtype), mask[:, start:]], dim=1)
+
+
+def _index(delta: Delta, rows: Tensor) -> Tensor:
+    """The numbers of the rows that the delta serves."""
+    if delta.route is None:
+        return torch.arange(rows.shape[0])
+    return delta.route.index(rows.shape[0], torch.device("cpu"))
+
+
+def _each_row(deltas: Sequence[Delta], rows: Tensor) -> Tensor:
+    """How many virtual tokens the deltas have in each row, (batch,), on the CPU."""
+    total = torch.zeros(rows.shape[0], dtype=torch.long)
+    for delta in deltas:
+        total[_index(delta, rows)] += delta.virtual_tokens
+    return total
 
 
 def cut(rows: Tensor, columns: slice) -> Tensor:

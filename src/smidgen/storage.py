@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,10 @@ from torch import Tensor
 from smidgen import attention, files, manifest, targets
 from smidgen.delta import Delta, Method
 from smidgen.errors import UserError
-from smidgen.hooks import own_parameters
 from smidgen.manifest import FORMAT, TENSORS, Base, Manifest, SavedPlace, Technique
+from smidgen.own import own_parameters
 from smidgen.targets import Place
+from smidgen.tensors import Shapes, read_shapes, read_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,10 +80,10 @@ def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Seque
             techniques=[
                 Technique(
                     technique=method.name,
-                    fields=dataclasses.asdict(method.folded()),
-                    places=[SavedPlace(name=place.name, source=place.source) for place in places],
+                    fields=dataclasses.asdict(method.folded(deltas)),
+                    places=[SavedPlace(name=p.name, source=p.source, side=p.side) for p in places],
                 )
-                for method, places in zip(adapter.methods, adapter.places, strict=True)
+                for method, places, deltas in zip(adapter.methods, adapter.places, adapter.deltas, strict=True)
             ],
             own=own,
             labels=list(labels) if labels is not None else None,
@@ -93,10 +94,20 @@ def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Seque
 
 def to_save(adapter: Adapter) -> dict[str, Tensor]:
     """The tensors that a saved adapter holds: folded deltas, then the model's own parameters."""
-    tensors: dict[str, Tensor] = {}
-    for method, place, delta in adapter.entries():
-        tensors.update({f"{place.name}.{method.name}.{name}": value for name, value in delta.folded().items()})
-    return tensors | {name: value for name, value in adapter.named_parameters() if name in adapter.own_names}
+    folded = [(_prefix(method, place), delta.folded(place.layer)) for method, place, delta in adapter.entries()]
+    own = {name: parameter for name, parameter in adapter.named_parameters() if name in adapter.own_names}
+    return _once_each(folded) | own
+
+
+def _prefix(method: Method, place: Place) -> str:
+    return f"{place.name}.{method.name}."
+
+
+def _once_each(states: Iterable[tuple[str, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+    """The tensors of all deltas by their full names; one that several share stands under its first."""
+    seen: dict[int, str] = {}
+    named = {prefix + name: tensor for prefix, state in states for name, tensor in state.items()}
+    return {name: tensor for name, tensor in named.items() if seen.setdefault(id(tensor), name) == name}
 
 
 def read(model: PreTrainedModel, path: Path, *, check_base: bool = True) -> Saved:
@@ -116,19 +127,67 @@ def read(model: PreTrainedModel, path: Path, *, check_base: bool = True) -> Save
         if saved.labels is not None and len(saved.labels) != model.config.num_labels:
             raise ValueError(f"it has {len(saved.labels)} labels, and the model's head {model.config.num_labels}")
         _check_base(model, path, saved.base, own, check_base)
-        with torch.device("meta"):
-            deltas = [method.build_all(model, found) for method, found in zip(methods, places, strict=True)]
-        tensors = _tensors(model, path / TENSORS, methods, places, deltas, own)
+        shapes = read_shapes(path / TENSORS)
+        return filled(
+            model, saved.name, methods, places, own, saved.labels, shapes, lambda: read_tensors(path / TENSORS)
+        )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is not an adapter for this {type(model).__name__}: {error}") from error
+
+
+def filled(
+    model: PreTrainedModel,
+    name: str,
+    methods: list[Method],
+    places: list[list[Place]],
+    own: Sequence[str],
+    labels: list[str] | None,
+    shapes: Shapes,
+    read: Callable[[], dict[str, Tensor]],
+) -> Saved:
+    """An adapter's deltas with the tensors that `read` gives, whose names and `shapes` are checked before it is called.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of another shape than the techniques and the model have it.
+    """
+    with torch.device("meta"):
+        deltas = [method.build_all(model, found) for method, found in zip(methods, places, strict=True)]
+    _check_shapes(model, _states(methods, places, deltas), own, shapes)
+    tensors = read()
     for method, found, built in zip(methods, places, deltas, strict=True):
         for place, delta in zip(found, built, strict=True):
-            prefix = f"{place.name}.{method.name}."
-            state = {name: tensors[prefix + name].to(model.device) for name in delta.state_dict()}
-            delta.load_state_dict(state, assign=True)
-    return Saved(saved.name, methods, places, deltas, {name: tensors[name] for name in own}, saved.labels)
+            given = {key: tensors.get(_prefix(method, place) + key) for key in delta.state_dict()}
+            state = {key: tensor.to(model.device) for key, tensor in given.items() if tensor is not None}
+            delta.load_state_dict({**delta.state_dict(keep_vars=True), **state}, assign=True)
+            delta.to(model.device)  # what is not in the file
+    return Saved(name, methods, places, deltas, {key: tensors[key] for key in own}, labels)
+
+
+def _states(
+    methods: Sequence[Method], places: Sequence[Sequence[Place]], deltas: Sequence[Sequence[Delta]]
+) -> dict[str, Tensor]:
+    return _once_each(
+        (_prefix(method, place), delta.state_dict(keep_vars=True))
+        for method, found, built in zip(methods, places, deltas, strict=True)
+        for place, delta in zip(found, built, strict=True)
+    )
+
+
+def _check_shapes(model: PreTrainedModel, states: Mapping[str, Tensor], own: Sequence[str], shapes: Shapes) -> None:
+    """Raise a ValueError unless a file's names and shapes are exactly those expected."""
+    parameters = dict(model.named_parameters())
+    if unknown := [name for name in own if name not in parameters]:
+        raise ValueError(f"it trained {unknown[0]!r}, which the model does not have")
+    expected = {name: tuple(parameters[name].shape) for name in own}
+    expected |= {name: tuple(tensor.shape) for name, tensor in states.items()}
+    if shapes.keys() != expected.keys():
+        missing, unknown = sorted(expected.keys() - shapes.keys()), sorted(shapes.keys() - expected.keys())
+        raise ValueError(f"missing tensors: {missing[:3]}; unknown tensors: {unknown[:3]}")
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise ValueError(f"{name} is {shapes[name]} in the file and {shape} in the model")
 
 
 def put(model: PreTrainedModel, saved: Saved, name: str, dtype: torch.dtype | None = None) -> Adapter:
@@ -170,7 +229,7 @@ def _methods(model: PreTrainedModel, techniques: Sequence[Technique]) -> tuple[l
                 raise ValueError(f"it has a prompt elsewhere than at the input embedding, {place.name!r}")
             places.append([place])
         else:
-            places.append([targets.exact(model, place.name, place.source) for place in entry.places])
+            places.append([targets.exact(model, place.name, place.source, place.side) for place in entry.places])
     return methods, places
 
 
@@ -181,43 +240,6 @@ def _check_base(model: PreTrainedModel, path: Path, base: Base, own: Sequence[st
         f"{path} was trained on other weights: on {base.kind} {base.id!r}, and this is {type(model).__name__} "
         f"{model.config._name_or_path!r}. Load that model, or pass check_base=False if the two are meant to differ."
     )
-
-
-def _tensors(
-    model: PreTrainedModel,
-    path: Path,
-    methods: Sequence[Method],
-    places: Sequence[Sequence[Place]],
-    deltas: Sequence[Sequence[Delta]],
-    own: Sequence[str],
-) -> dict[str, Tensor]:
-    """The file's tensors, after their names and shapes were found to be exactly those expected."""
-    from safetensors import SafetensorError, safe_open
-
-    parameters = dict(model.named_parameters())
-    if unknown := [name for name in own if name not in parameters]:
-        raise ValueError(f"it trained {unknown[0]!r}, which the model does not have")
-    expected = {name: tuple(parameters[name].shape) for name in own}
-    for method, found, built in zip(methods, places, deltas, strict=True):
-        for place, delta in zip(found, built, strict=True):
-            for name, tensor in delta.state_dict().items():
-                expected[f"{place.name}.{method.name}.{name}"] = tuple(tensor.shape)
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            if shapes.keys() != expected.keys():
-                missing, unknown = sorted(expected.keys() - shapes.keys()), sorted(shapes.keys() - expected.keys())
-                raise ValueError(f"missing tensors: {missing[:3]}; unknown tensors: {unknown[:3]}")
-            for name, shape in expected.items():
-                if shapes[name] != shape:
-                    raise ValueError(f"{name} is {shapes[name]} in the file and {shape} in the model")
-            tensors = {name: file.get_tensor(name) for name in expected}
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} holds numbers that are not finite, or are not floating-point")
-    return tensors
 
 
 def fingerprint(model: PreTrainedModel, without: Sequence[str]) -> str:

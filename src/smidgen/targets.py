@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from smidgen.hooks import own_modules
+from smidgen.delta import Side
 from smidgen.layers import features, is_linear
+from smidgen.own import own_modules, own_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +26,10 @@ ROLES = {
     "feed-forward-sublayer": "every feed-forward network as a whole, likewise",
     "sublayers": "both kinds of sublayer",
     "blocks": "every block's output, after its residual and, in post-norm models, its norm",
+    "keys-and-values": "the layers that make keys and values; those that make queries as well, whole",
+    "feed-forward-out": "the last linear layer of every feed-forward network",
 }
+_KEYS_AND_VALUES = re.compile(r"(k|v|key|value)(_proj|_lin)?|(c_attn|query_key_value|qkv|qkv_proj|Wqkv)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +42,14 @@ class Place:
         source: the name of the module at the sublayer's start, where the place is a whole sublayer.
         shape: (in, out) features of a linear layer or sublayer, (key-value heads, head size) of an attention,
             (vocabulary, hidden size) of an embedding, (hidden size, hidden size) of a block.
+        side: what of the layer a delta changes here.
     """
 
     name: str
     layer: nn.Module
     shape: tuple[int, int]
     source: str | None = None
+    side: Side = "output"
 
 
 def find(model: PreTrainedModel, targets: str | Sequence[str] | None, layers: str = "all") -> list[Place]:
@@ -79,6 +85,19 @@ def embedding(model: PreTrainedModel) -> Place:
             f"{type(model).__name__}'s input embedding is a {type(layer).__name__}; prompts need an Embedding."
         )
     return Place(name, layer, (layer.num_embeddings, layer.embedding_dim))
+
+
+def ends(model: PreTrainedModel) -> list[Place]:
+    """Where the text enters and leaves the blocks: the input of each stack's first one, and of the output embedding."""
+    firsts = [stack[0] for stack in blocks(model)]
+    if not firsts:
+        raise ValueError(f"{type(model).__name__} has no list of transformer blocks, so that their ends are not known.")
+    places = [exact(model, name, None, "input") for name in firsts]
+    output = model.get_output_embeddings()
+    if output is not None:
+        name = next(name for name, module in own_modules(model) if module is output)
+        places.append(exact(model, name, None, "input"))
+    return places
 
 
 def blocks(model: nn.Module) -> list[list[str]]:
@@ -144,9 +163,21 @@ def _by_role(model: nn.Module, role: str, chosen: Sequence[str]) -> list[Place]:
                 )
         if role in ("feed-forward-sublayer", "sublayers"):
             found += _sublayer(feed_forward)
+        if role == "keys-and-values":
+            made = {name for name in attention if _KEYS_AND_VALUES.fullmatch(name.rpartition(".")[2])}
+            found += [Place(name, layer, features(layer)) for name, layer in attention.items() if name in made]
+        if role == "feed-forward-out":
+            ends = {_kind(place.name) for place in _sublayer(feed_forward)}
+            last = {name: layer for name, layer in feed_forward.items() if _kind(name) in ends}
+            found += [Place(name, layer, features(layer)) for name, layer in last.items()]
         if role == "blocks":
             found.append(Place(block, module, _shape(module)))
     return found
+
+
+def _kind(name: str) -> str:
+    """A layer's name without numbers: the same for all blocks, and for all experts of one."""
+    return ".".join(part for part in name.split(".") if not part.isdigit())
 
 
 def _attention_part(name: str, block: str) -> str:
@@ -217,7 +248,29 @@ def report(model: nn.Module, places: Sequence[Place]) -> list[str]:
     return lines + [f"{name}: outside the blocks" for name in outside]
 
 
-def exact(model: nn.Module, name: str, source: str | None) -> Place:
+def check_linear(title: str, targets: str) -> None:
+    """Raise a ValueError if `targets` is a role of something else than linear layers."""
+    if targets == "blocks" or "sublayer" in targets:
+        raise ValueError(
+            f"{title}'s targets must be linear layers, such as all-linear, attention or feed-forward, got {targets!r}."
+        )
+
+
+def own_parameters_inside(model: nn.Module, layers: str) -> list[str]:
+    """Names of the model's own parameters inside the blocks that `layers` names; for "all", outside them as well."""
+    inside = tuple(f"{block}." for block in choose_blocks(model, layers))
+    return [name for name, _ in own_parameters(model) if layers == "all" or name.startswith(inside)]
+
+
+def norm_parameters(model: nn.Module, layers: str, *, inside_only: bool = False) -> list[str]:
+    """Names of the norms' parameters inside the blocks that `layers` names; for "all", outside them as well."""
+    norms = {name for name, module in own_modules(model) if "norm" in type(module).__name__.lower()}
+    inside = tuple(f"{block}." for block in choose_blocks(model, layers)) if inside_only else ("",)
+    found = own_parameters_inside(model, layers)
+    return [name for name in found if name.rpartition(".")[0] in norms and name.startswith(inside)]
+
+
+def exact(model: nn.Module, name: str, source: str | None, side: Side) -> Place:
     """The place with exactly this name, for an adapter that is read from a file: nothing is searched for.
 
     Raises:
@@ -234,7 +287,7 @@ def exact(model: nn.Module, name: str, source: str | None) -> Place:
                 f"The adapter's place {needed!r} is a {type(modules[needed]).__name__}, which takes no delta."
             )
     shape = _shape(modules[name]) if source is None else (_shape(modules[source])[0], _shape(modules[name])[1])
-    return Place(name, modules[name], shape, source)
+    return Place(name, modules[name], shape, source, side)
 
 
 def _shape(layer: nn.Module) -> tuple[int, int]:

@@ -127,4 +127,4 @@ def test_p_tuning_starts_at_the_size_of_the_embedding(encoder: str) -> None:
     model = build("llama")
     delta = attach(model, PTuning(encoder=encoder)).deltas[0][0]
     size = model.get_input_embeddings().weight.pow(2).mean().sqrt()
-    torch.testing.assert_close(delta().pow(2).mean().sqrt(), size)
+    torch.testing.assert_close(delta(model.get_input_embeddings()).pow(2).mean().sqrt(), size)

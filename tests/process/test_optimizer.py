@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smidgen import Houlsby, attach
+from smidgen import BitFit, Houlsby, LoRA, attach, parameter_groups
 from smidgen.process.optimizer import make_optimizer, set_rates
 from smidgen.process.recipe import TrainingConfig
 from tests.conftest import build
@@ -14,7 +14,7 @@ CONFIG = TrainingConfig(weight_decay=0.1, warmup=0.0, schedule="constant")
 
 def test_the_head_has_its_own_rate_and_vectors_do_not_decay() -> None:
     adapter = attach(build("bert"), Houlsby())
-    optimizer = make_optimizer(adapter, CONFIG, (0.01, 0.5))
+    optimizer = make_optimizer(adapter, CONFIG, ((0.01,), 0.5))
     set_rates(optimizer, 0, 10, CONFIG)
     names = {id(parameter): name for name, parameter in adapter.named_parameters()}
     seen = []
@@ -28,5 +28,16 @@ def test_the_head_has_its_own_rate_and_vectors_do_not_decay() -> None:
 
 
 def test_the_rate_that_is_shown_is_the_adapter_s() -> None:
-    optimizer = make_optimizer(attach(build("bert"), Houlsby()), CONFIG, (0.01, 0.5))
+    optimizer = make_optimizer(attach(build("bert"), Houlsby()), CONFIG, ((0.01,), 0.5))
     assert set_rates(optimizer, 3, 10, CONFIG) == pytest.approx(0.01)
+
+
+def test_each_technique_of_an_adapter_learns_at_its_own_rate() -> None:
+    adapter = attach(build("bert"), [LoRA(rank=2), BitFit()])
+    rates = {id(p): group["lr"] for group in parameter_groups(adapter, [0.1, 0.2]) for p in group["params"]}
+    named = {name: rates[id(parameter)] for name, parameter in adapter.named_parameters()}
+    assert {rate for name, rate in named.items() if ".lora." in name} == {0.1}
+    biases = adapter.own_names - adapter.head_names
+    assert {named[name] for name in biases} == {0.2}
+    with pytest.raises(ValueError, match="3 rates for 2 techniques"):
+        parameter_groups(adapter, [0.1, 0.2, 0.3])

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from smidgen import FullFineTuning, HeadOnly
+from smidgen import FullFineTuning, HeadOnly, LoRA
 from smidgen.errors import Interrupted, UserError
 from smidgen.process import train as training
 from smidgen.process.batches import collate
@@ -300,14 +300,16 @@ def test_schedules_rise_and_fall(schedule: str, middle: float) -> None:
 def test_the_rates_come_from_the_most_specific_place(recipe: Path) -> None:
     own, head = FullFineTuning.learning_rates["encoder"], FullFineTuning.head_learning_rate
     nothing = ("training.learning_rate=null", "training.head_learning_rate=null")
-    assert job(recipe, "technique=full", *nothing).rates == (own, head)
-    assert job(recipe, "technique=full", "training.head_learning_rate=null").rates == (0.01, head)
-    assert job(recipe, "technique=full", "training.head_learning_rate=0.5").rates == (0.01, 0.5)
-    assert job(recipe, "technique={name: full, learning_rate: 0.2}").rates == (0.2, 0.01)
-    assert job(recipe, "technique={name: full, head_learning_rate: 0.3}").rates == (0.01, 0.3)
+    assert job(recipe, "technique=full", *nothing).rates == ((own,), head)
+    assert job(recipe, "technique=full", "training.head_learning_rate=null").rates == ((0.01,), head)
+    assert job(recipe, "technique=full", "training.head_learning_rate=0.5").rates == ((0.01,), 0.5)
+    assert job(recipe, "technique={name: full, learning_rate: 0.2}").rates == ((0.2,), 0.01)
+    assert job(recipe, "technique={name: full, head_learning_rate: 0.3}").rates == ((0.01,), 0.3)
     alone = HeadOnly.learning_rates["encoder"]
-    assert job(recipe, "technique=head", *nothing).rates == (alone, alone)
-    assert job(recipe, "technique=head", "training.head_learning_rate=null").rates == (0.01, 0.01)
+    assert job(recipe, "technique=head", *nothing).rates == ((alone,), alone)
+    assert job(recipe, "technique=head", "training.head_learning_rate=null").rates == ((0.01,), 0.01)
+    both = "technique=[lora, {name: parallel, learning_rate: 0.2}]"
+    assert job(recipe, both, *nothing).rates == ((LoRA.learning_rates["encoder"], 0.2), head)
 
 
 def test_the_head_starts_the_same_whatever_the_technique(recipe: Path) -> None:

@@ -66,10 +66,12 @@ class BottleneckDelta(Delta):
         self.dropout = dropout
         self.reads_source = parallel
 
-    def forward(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Output and result: (..., width); inputs, used only if parallel: one (..., width)."""
-        x = inputs[0] if self.reads_source else output
+    def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
+        """Hidden, the layer's output, and the result: (..., width); inputs, used only if parallel: one (..., width)."""
+        return torch.add(hidden, self.added(inputs[0] if self.reads_source else hidden), alpha=self.scale)
+
+    def added(self, x: Tensor) -> Tensor:
+        """up(nonlinearity(down(x))), (..., width)."""
         low = functional.linear(x, cast(self.down.weight, x), cast(self.down.bias, x))
         low = functional.dropout(NONLINEARITIES[self.nonlinearity](low), self.dropout, self.training)
-        added = functional.linear(low, cast(self.up.weight, x), cast(self.up.bias, x))
-        return torch.add(output, added, alpha=self.scale)
+        return functional.linear(low, cast(self.up.weight, x), cast(self.up.bias, x))

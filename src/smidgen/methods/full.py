@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
 from smidgen.delta import Method
-from smidgen.hooks import own_parameters
+from smidgen.own import own_parameters
 from smidgen.targets import Place
 
 if TYPE_CHECKING:
@@ -28,6 +28,11 @@ class FullFineTuning(Method):
     learning_rates: ClassVar = {"encoder": 1e-4, "decoder": 3e-5}
 
     keep_base: bool = False
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the original weights are kept."""
+        return self.keep_base
 
     def places(self, model: PreTrainedModel) -> list[Place]:
         """No places: there are no deltas."""

@@ -12,9 +12,8 @@ import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
 from smidgen.delta import Method
-from smidgen.hooks import own_modules
 from smidgen.methods.bottleneck import BottleneckDelta, check_bottleneck
-from smidgen.targets import Place, choose_blocks
+from smidgen.targets import Place, norm_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,12 +64,4 @@ class Houlsby(Method):
 
     def own_parameters(self, model: PreTrainedModel) -> list[str]:
         """The norms inside the chosen blocks."""
-        if not self.norms:
-            return []
-        return [
-            f"{block}.{name}.{parameter}"
-            for block in choose_blocks(model, self.layers)
-            for name, module in own_modules(model.get_submodule(block))
-            if "norm" in type(module).__name__.lower()
-            for parameter, _ in module.named_parameters(recurse=False)
-        ]
+        return norm_parameters(model, self.layers, inside_only=True) if self.norms else []

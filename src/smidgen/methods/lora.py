@@ -8,15 +8,10 @@ we adapt every linear layer of every block, which later work and our sweeps foun
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
-from smidgen.delta import Delta, Method, cast, check_positive, check_share
-from smidgen.layers import add_to_weight
+from smidgen.delta import Method
+from smidgen.methods.low_rank import LowRankDelta, check_low_rank, check_rank
 from smidgen.targets import Place
 
 
@@ -48,46 +43,9 @@ class LoRA(Method):
 
     def check(self) -> None:
         """Raise a ValueError that names the field."""
-        check_positive(self.title, "rank", self.rank)
-        check_positive(self.title, "alpha", float(self.alpha))
-        check_share(self.title, "dropout", self.dropout)
-        if self.targets == "blocks" or "sublayer" in self.targets:
-            raise ValueError(
-                f"{self.title}'s targets must be linear layers, such as all-linear, attention or feed-forward, got "
-                f"{self.targets!r}."
-            )
+        check_low_rank(self.title, rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets)
 
-    def build(self, place: Place) -> LoRADelta:
+    def build(self, place: Place) -> LowRankDelta:
         """The delta for one linear layer."""
-        if self.rank > min(place.shape):
-            raise ValueError(
-                f"LoRA's rank {self.rank} is above the size of {place.name}, {min(place.shape)}. Lower it."
-            )
-        return LoRADelta(*place.shape, self)
-
-
-class LoRADelta(Delta):
-    """The update of one layer; `a` is (rank, in) and `b` is (out, rank)."""
-
-    def __init__(self, in_features: int, out_features: int, method: LoRA) -> None:
-        super().__init__()
-        self.a = nn.Parameter(torch.empty(method.rank, in_features))
-        self.b = nn.Parameter(torch.zeros(out_features, method.rank))  # zero: training starts from the base model
-        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))  # as the authors' code; the paper says Gaussian
-        self.scale = method.alpha / method.rank
-        self.dropout = method.dropout
-
-    def forward(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Inputs: one (..., in); output and result: (..., out)."""
-        x = inputs[0]
-        if self.dropout and self.training:
-            x = functional.dropout(x, self.dropout)
-        low = functional.linear(x, cast(self.a, x))
-        flat = torch.addmm(  # one pass over the output instead of product, scale and sum
-            output.reshape(-1, output.shape[-1]), low.reshape(-1, low.shape[-1]), cast(self.b, x).T, alpha=self.scale
-        )
-        return flat.view(output.shape)
-
-    def merge(self, layer: nn.Module) -> None:
-        """W += (alpha / rank) B A, in fp32."""
-        add_to_weight(layer, self.scale * (self.b.float() @ self.a.float()))
+        check_rank(self.title, self.rank, place)
+        return LowRankDelta(*place.shape, rank=self.rank, scale=self.alpha / self.rank, dropout=self.dropout)

@@ -82,13 +82,13 @@ class PTuning(Method):
             raise ValueError(
                 "P-tuning with encoder=None is what a saved one holds. To train rows alone, use PromptTuning."
             )
-        for delta in deltas:
+        for place, delta in zip(places, deltas, strict=True):
             assert isinstance(delta, EncodedPromptDelta)
-            ratio = embedding_size(model) / float(delta().pow(2).mean().sqrt())
+            ratio = embedding_size(model) / float(delta(place.layer).pow(2).mean().sqrt())
             for parameter in delta.head[-1].parameters():
                 parameter.mul_(ratio)
 
-    def folded(self) -> PTuning:
+    def folded(self, deltas: Sequence[Delta]) -> PTuning:
         """Without the encoder: its result is what is kept."""
         return dataclasses.replace(self, encoder=None)
 
@@ -111,7 +111,7 @@ class EncodedPromptDelta(Delta):
                 nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, width)
             )
 
-    def forward(self) -> Tensor:
+    def forward(self, embedding: nn.Module) -> Tensor:
         """(length, hidden size)."""
         rows = self.embedding
         if self.lstm is not None:
@@ -119,7 +119,7 @@ class EncodedPromptDelta(Delta):
         encoded: Tensor = self.head(rows)
         return encoded
 
-    def folded(self) -> dict[str, Tensor]:
+    def folded(self, layer: nn.Module) -> dict[str, Tensor]:
         """The rows that the encoder gives now."""
         with torch.no_grad():
-            return {"rows": self()}
+            return {"rows": self(layer)}

@@ -31,9 +31,8 @@ class PrefixTuning(Method):
 
     Args:
         length: how many virtual tokens; each takes a position from the text.
-        hidden_size: width of the reparameterizing MLP's hidden layer (section 4.3; 512 in the paper), or None to
-        train the
-            keys and values themselves.
+        hidden_size: width of the reparameterizing MLP's hidden layer (section 4.3; 512 in the paper), or None to train
+            the keys and values themselves.
         start: "random", "vocabulary" or "text": real tokens' keys and values to start from, without the MLP.
         text: the text to start from, repeated or cut to `length` tokens.
         layers: which blocks: "all", "last:4", "0-3", "0,5".
@@ -97,7 +96,7 @@ class PrefixTuning(Method):
             keys, values = seen[place.layer]
             delta.keys_values.copy_(torch.stack([keys[0], values[0]]).transpose(1, 2))
 
-    def folded(self) -> PrefixTuning:
+    def folded(self, deltas: Sequence[Delta]) -> PrefixTuning:
         """Without the MLP: its result is what is kept."""
         return dataclasses.replace(self, hidden_size=None, start="random", text=None)
 
@@ -150,7 +149,7 @@ class ReparameterizedPrefixDelta(Delta):
         keys, values = self.keys_values().transpose(1, 2)
         return keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
 
-    def folded(self) -> dict[str, Tensor]:
+    def folded(self, layer: nn.Module) -> dict[str, Tensor]:
         """The keys and values that the MLP gives now."""
         with torch.no_grad():
             return {"keys_values": self.keys_values()}

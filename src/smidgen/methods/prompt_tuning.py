@@ -95,7 +95,7 @@ class PromptDelta(Delta):
         self.column = column
         self.rows = nn.Parameter(torch.zeros(length, width))
 
-    def forward(self) -> Tensor:
+    def forward(self, embedding: nn.Module) -> Tensor:
         """(length, hidden size)."""
         return self.rows
 

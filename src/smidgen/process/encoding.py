@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 from smidgen.errors import UserError
 from smidgen.process.problems import shown
 from smidgen.process.recipe import Task
+from smidgen.prompts import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from smidgen.process.data import Example
 
-IGNORED = -100
-"""The label that torch's cross-entropy passes over."""
 
 TEXT = "{text}"
 """What stands for the text in a template."""

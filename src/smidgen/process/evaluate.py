@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.process.batches import by_length, collate
-from smidgen.process.encoding import IGNORED, Encoded
+from smidgen.process.encoding import Encoded
 from smidgen.process.models import autocast, logits
 from smidgen.process.parallel import in_turns, is_sharded
+from smidgen.prompts import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

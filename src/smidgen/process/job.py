@@ -21,6 +21,7 @@ from smidgen.process.encoding import Encoded, encode, pad_id
 from smidgen.process.evaluate import Scores, evaluate, exact_match, generate, longest_answer
 from smidgen.process.memory import told_when_it_runs_out
 from smidgen.process.models import kind, load_model
+from smidgen.process.optimizer import Rates
 from smidgen.process.parallel import this_process
 from smidgen.process.plan import Plan, make_plan
 from smidgen.process.recipe import Precision, Recipe, load_recipe
@@ -102,19 +103,23 @@ class Job:
         )
 
     @property
-    def rates(self) -> tuple[float, float]:
-        """Learning rates of the adapter and of the head: the technique's entry, the recipe's, the technique's own."""
-        spec, training, method = self.recipe.technique, self.recipe.training, self.adapter.methods[0]
-        rate = spec.learning_rate or training.learning_rate or method.learning_rates[kind(self.model)]
-        head = spec.head_learning_rate or training.head_learning_rate or method.head_learning_rate or rate
-        return rate, head
+    def rates(self) -> Rates:
+        """Learning rates of the techniques and of the head: the entry's, the recipe's or the technique's own."""
+        spec, training, methods = self.recipe.technique, self.recipe.training, self.adapter.methods
+        rates = tuple(
+            part.learning_rate or training.learning_rate or method.learning_rates[kind(self.model)]
+            for part, method in zip(spec.parts, methods, strict=True)
+        )
+        head = spec.head_learning_rate or training.head_learning_rate or methods[0].head_learning_rate or rates[0]
+        return rates, head
 
     @property
     def summary(self) -> str:
         """The technique's options and rates on one line."""
         options = "; ".join(filter(None, (method.summary() for method in self.adapter.methods)))
-        rate, head = self.rates
-        words = f"learning rate {rate:g}" + (f", head {head:g}" if head != rate else "")
+        rates, head = self.rates
+        words = f"learning rate {' and '.join(f'{rate:g}' for rate in dict.fromkeys(rates))}"
+        words += f", head {head:g}" if {head} != set(rates) else ""
         return ", ".join(filter(None, (options, words)))
 
     def plan(self) -> Plan:

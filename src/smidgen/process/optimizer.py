@@ -6,27 +6,23 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from smidgen.process.recipe import TrainingConfig
+from smidgen.rates import parameter_groups
 
 if TYPE_CHECKING:
     from smidgen.adapter import Adapter
 
 
-def make_optimizer(adapter: Adapter, config: TrainingConfig, rates: tuple[float, float]) -> torch.optim.Optimizer:
-    """AdamW over the head and the rest, with their own rates; biases, norms and other vectors do not decay."""
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for name, parameter in adapter.named_parameters():
-        groups.setdefault((name in adapter.head_names, parameter.dim() > 1), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "rate": rates[head], "weight_decay": config.weight_decay * decays}
-            for (head, decays), parameters in sorted(groups.items(), key=lambda group: group[0])
-        ],
-        lr=rates[0],
-        fused=True,
-    )
+Rates = tuple[tuple[float, ...], float]
+"""The learning rates of the techniques of an adapter, and that of the task's head."""
+
+
+def make_optimizer(adapter: Adapter, config: TrainingConfig, rates: Rates) -> torch.optim.Optimizer:
+    """AdamW over the techniques and the head, with their own rates; a group's full rate is its `rate`."""
+    techniques, head_rate = rates
+    groups = parameter_groups(adapter, techniques, head_learning_rate=head_rate, weight_decay=config.weight_decay)
+    return torch.optim.AdamW([{**group, "rate": group["lr"]} for group in groups], fused=True)
 
 
 def rate_at(step: int, steps: int, config: TrainingConfig) -> float:

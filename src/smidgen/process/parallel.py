@@ -122,14 +122,14 @@ def in_turns(count: int, compute: Callable[[int], T]) -> list[T]:
 
 
 def get_weights(adapter: Adapter) -> dict[str, Tensor]:
-    """Copies of everything that is trained, whole, on the CPU."""
-    return {name: whole(parameter).to("cpu", copy=True) for name, parameter in adapter.named_parameters()}
+    """Copies of everything that training goes on from, whole, on the CPU."""
+    return {name: whole(tensor).to("cpu", copy=True) for name, tensor in adapter.named_state()}
 
 
 def set_weights(adapter: Adapter, weights: Mapping[str, Tensor]) -> None:
     """Put back what `get_weights` gave, here or in a run on more or fewer processes."""
-    parameters = dict(adapter.named_parameters())
-    adapter.load_state({name: _like(parameters[name], tensor) for name, tensor in weights.items()})
+    tensors = dict(adapter.named_state())
+    adapter.load_state({name: _like(tensors[name], tensor) for name, tensor in weights.items()})
 
 
 def get_moments(adapter: Adapter, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from smidgen.process.models import gradient_checkpointing
 from smidgen.process.parallel import this_process
 from smidgen.process.recipe import TrainingConfig
 from smidgen.process.train import backward
+from smidgen.stepping import unwatched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -127,7 +128,7 @@ def try_steps(
     lengths = [len(row.input_ids) for row in rows]
     pieces = sorted((batch[:size] for batch in batches), key=lambda piece: _padded(lengths, piece, 0))
     largest, typical = pieces[-1], pieces[len(pieces) // 2]
-    with _undone(model, adapter), gradient_checkpointing(model, training.gradient_checkpointing):
+    with _undone(model, adapter), unwatched(adapter), gradient_checkpointing(model, training.gradient_checkpointing):
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.0)
         before = used_memory(model.device)
         with _counted() as saved:

@@ -97,11 +97,23 @@ def _once_each(specs: tuple[TechniqueSpec, ...]) -> tuple[TechniqueSpec, ...]:
     return specs
 
 
-def _comparable(task: object) -> tuple[TechniqueSpec, ...]:
-    """Every technique; in generation there is no task head to train alone."""
-    from smidgen.methods import METHODS
+COMPARED = (
+    "full",
+    "head",
+    "lora",
+    "houlsby",
+    "pfeiffer",
+    "parallel",
+    "prefix-tuning",
+    "prompt-tuning",
+    "p-tuning",
+)
+"""What is compared unless the recipe says otherwise: the baselines, and each family of techniques."""
 
-    return tuple(TechniqueSpec.parse(name) for name in METHODS if (task, name) != ("generation", "head"))
+
+def _comparable(task: object) -> tuple[TechniqueSpec, ...]:
+    """The default comparison; in generation there is no task head to train alone."""
+    return tuple(TechniqueSpec.parse(name) for name in COMPARED if (task, name) != ("generation", "head"))
 
 
 class _Section(BaseModel):
@@ -213,7 +225,7 @@ class Recipe(_Section):
         task: what the model learns.
         data: where the rows are.
         technique: what `train` trains.
-        compare: what `compare` compares; all techniques by default, `head` in classification only.
+        compare: what `compare` compares; `COMPARED` by default, `head` in classification only.
         training: how each is trained.
         seeds: `compare` trains each technique once for each.
         output: the folder of the results.

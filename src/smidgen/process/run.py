@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smidgen import files
 from smidgen.errors import Interrupted, UserError
-from smidgen.hooks import own_parameters
+from smidgen.own import own_parameters
 from smidgen.process import checkpoint
 from smidgen.process.encoding import pad_id
 from smidgen.process.evaluate import Scores

@@ -22,16 +22,22 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One technique and the options given for it; all others stay at the technique's defaults."""
+    """One technique, the options given for it and its learning rate; what is not given stays at its defaults."""
 
     name: str
     options: Mapping[str, Any]
+    learning_rate: float | None = None
 
     def method(self) -> Method:
         """The technique as `attach` takes it."""
         from smidgen.methods import METHODS
 
         return METHODS[self.name](**self.options)
+
+    def written(self) -> dict[str, Any]:
+        """What a recipe says of it."""
+        rate = {"learning_rate": self.learning_rate} if self.learning_rate is not None else {}
+        return {"name": self.name, **self.options, **rate}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +46,10 @@ class TechniqueSpec:
 
     Args:
         parts: the techniques in the order in which they are attached; one, except for hybrids.
-        learning_rate: of all their parameters; None: the technique's own default.
-        head_learning_rate: of the task's head; None: the technique's own default.
+        head_learning_rate: of the task's head; None: the first technique's own default.
     """
 
     parts: tuple[Part, ...]
-    learning_rate: float | None = None
     head_learning_rate: float | None = None
 
     @classmethod
@@ -61,23 +65,22 @@ class TechniqueSpec:
         if not entries:
             raise Problems([wrong((), value, "holds no technique.")])
         parts: list[Part] = []
-        rates: dict[str, float | None] = {}
+        head_rate: float | None = None
         problems: list[Problem] = []
         for path, entry in entries:
             try:
-                part, own_rates = _part(entry)
+                part, own_head_rate = _part(entry)
             except Problems as error:
                 problems += [Problem((*path, *inner.path), inner.message) for inner in error.problems]
                 continue
             parts.append(part)
-            for name, rate in own_rates.items():
-                if rates.setdefault(name, rate) != rate:
-                    problems.append(
-                        wrong((*path, name), rate, f"differs from {rates[name]}: one adapter has one rate.")
-                    )
+            if None not in (head_rate, own_head_rate) and own_head_rate != head_rate:
+                where = (*path, "head_learning_rate")
+                problems.append(wrong(where, own_head_rate, f"differs from {head_rate}: one adapter has one head."))
+            head_rate = own_head_rate if head_rate is None else head_rate
         if problems:
             raise Problems(problems)
-        return cls(tuple(parts), **rates)
+        return cls(tuple(parts), head_rate)
 
     @property
     def name(self) -> str:
@@ -87,9 +90,8 @@ class TechniqueSpec:
     @property
     def slug(self) -> str:
         """A name for a folder that tells this entry from others of the same technique: lora, lora-rank-16."""
-        parts = ["-".join([part.name, *(f"{k}-{v}" for k, v in _changed(part).items())]) for part in self.parts]
-        rates = [f"-{name}-{getattr(self, name)}" for name in RATES if getattr(self, name) is not None]
-        slug = "_".join(parts) + "".join(rates)
+        slug = "_".join("-".join([part.name, *(f"{k}-{v}" for k, v in _changed(part).items())]) for part in self.parts)
+        slug += f"-head_learning_rate-{self.head_learning_rate}" if self.head_learning_rate is not None else ""
         if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", slug):
             return slug
         return f"{'_'.join(part.name for part in self.parts)[:50]}-{hashlib.sha256(slug.encode()).hexdigest()[:8]}"
@@ -100,18 +102,20 @@ class TechniqueSpec:
 
     def written(self) -> Any:
         """The entry that `parse` reads back as this."""
-        entries: list[dict[str, Any]] = [{"name": part.name, **part.options} for part in self.parts]
-        entries[0] |= {name: getattr(self, name) for name in RATES if getattr(self, name) is not None}
+        entries = [part.written() for part in self.parts]
+        if self.head_learning_rate is not None:
+            entries[0]["head_learning_rate"] = self.head_learning_rate
         short = [entry["name"] if len(entry) == 1 else entry for entry in entries]
         return short if len(short) > 1 else short[0]
 
     def resolved(self) -> dict[str, Any]:
         """Everything that decides the adapter, defaults included, as JSON can hold it."""
-        methods = [{"name": part.name, **dataclasses.asdict(part.method())} for part in self.parts]
-        return {"methods": methods} | {name: getattr(self, name) for name in RATES}
+        methods = [part.written() | dataclasses.asdict(part.method()) for part in self.parts]
+        return {"methods": methods, "head_learning_rate": self.head_learning_rate}
 
 
-def _part(entry: object) -> tuple[Part, dict[str, float | None]]:
+def _part(entry: object) -> tuple[Part, float | None]:
+    """The technique of an entry, and the head's rate that it gives."""
     from smidgen.methods import METHODS
 
     given = {"name": entry} if isinstance(entry, str) else entry
@@ -145,7 +149,7 @@ def _part(entry: object) -> tuple[Part, dict[str, float | None]]:
         method(**values)
     except ValueError as error:
         raise Problems([Problem((), f": {error}")]) from error
-    return Part(name, values), rates
+    return Part(name, values, rates.get("learning_rate")), rates.get("head_learning_rate")
 
 
 def _checked(value: Any, hint: Any) -> Any:
@@ -154,6 +158,7 @@ def _checked(value: Any, hint: Any) -> Any:
 
 
 def _changed(part: Part) -> dict[str, Any]:
-    """The options that differ from the technique's defaults."""
+    """The options that differ from the technique's defaults, and its rate."""
     defaults = {field.name: field.default for field in dataclasses.fields(part.method())}
-    return {name: value for name, value in part.options.items() if value != defaults[name]}
+    given = {name: value for name, value in part.options.items() if value != defaults[name]}
+    return given | ({"learning_rate": part.learning_rate} if part.learning_rate is not None else {})

@@ -17,13 +17,15 @@ from smidgen.errors import Interrupted, UserError
 from smidgen.process import checkpoint, parallel
 from smidgen.process.batches import collate, idle, micro_batches, order
 from smidgen.process.checkpoint import Checkpoint
-from smidgen.process.encoding import IGNORED, Encoded
+from smidgen.process.encoding import Encoded
 from smidgen.process.evaluate import Scores, loss_sum
 from smidgen.process.log import Log
 from smidgen.process.models import gradient_checkpointing, logits
-from smidgen.process.optimizer import make_optimizer, set_rates
+from smidgen.process.optimizer import Rates, make_optimizer, set_rates
 from smidgen.process.recipe import Recipe, TrainingConfig
 from smidgen.process.signals import stoppable
+from smidgen.prompts import IGNORED
+from smidgen.stepping import Clock, schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +69,7 @@ def train(
     evaluate: Callable[[], Scores],
     *,
     recipe: Recipe,
-    rates: tuple[float, float],
+    rates: Rates,
     pad_id: int,
     data: str,
     resume: bool = False,
@@ -84,7 +86,7 @@ def train(
         rows: the training rows.
         evaluate: scores the model on the validation rows: `loss`, and `accuracy` where there are classes.
         recipe: its `training` is the budget, its `output` the folder for the log and the checkpoint.
-        rates: the learning rates of the adapter and of the task's head.
+        rates: the learning rates of its techniques and of the task's head.
         pad_id: fills short rows.
         data: the fingerprint of the rows.
         resume: whether to go on from the checkpoint in the output folder.
@@ -106,6 +108,8 @@ def train(
     progress, best = Progress(), dict[str, Tensor]()
     if resume:
         progress, best = _restore(checkpoint.load(folder / "checkpoint", recipe, data), adapter, optimizer)
+    adapter.clock = Clock(progress.step, steps)
+    schedule(adapter)
     saver = _Saver(recipe, data, adapter, optimizer)
 
     recomputing = gradient_checkpointing(model, config.gradient_checkpointing)

@@ -1,0 +1,123 @@
+"""Which adapter serves which row of a batch: `rows(model, ["a", None, "b"])`, in training and inference.
+
+Every delta computes on the rows of its adapter alone. Attention sees a prefix from its own rows only; a shorter prompt
+stands at the end of the columns of the longest, hidden before it. A module whose own parameters an adapter trains (a
+head, a norm) runs once more for that adapter's rows, with its parameters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from smidgen.adapter import Adapter, active_adapter, adapters
+from smidgen.hooks import Route
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@contextlib.contextmanager
+def rows(model: PreTrainedModel, names: Sequence[str | None]) -> Iterator[None]:
+    """Inside, each row of a batch has the adapter that is named for it; None: the base model.
+
+    A row's result equals that of the adapter alone on it. In training, each adapter gets the gradients of its rows.
+    `generate` may widen the batch, as beams do: the rows that come from one text keep its adapter.
+
+    Args:
+        model: the model that the adapters are on.
+        names: an adapter's name for each row of the batches that come.
+
+    Raises:
+        ValueError: there is no adapter of a name, none is named, or an adapter's place does not see rows.
+        RuntimeError: the adapter that is active now cannot be deactivated (see `Adapter.deactivate`).
+    """
+    known = adapters(model)
+    wanted = [name for name in dict.fromkeys(names) if name is not None]
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(f"The model has no adapter {unknown[0]!r}. It has: {', '.join(known) or 'none'}.")
+    if not names:
+        raise ValueError("rows needs a name, or None, for each row of the batch; it got none.")
+    used = [known[name] for name in wanted]
+    for adapter in used:
+        _check_places(adapter)
+    before = active_adapter(model)
+    if before is not None:
+        before.deactivate()
+    handles: list[RemovableHandle] = []
+    try:
+        for adapter in used:
+            route = Route(adapter.name, names)
+            adapter.serve(active=True, route=route)
+            handles += _route_own(adapter, route)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for adapter in used:
+            adapter.serve(active=False)
+        if before is not None:
+            before.activate()
+
+
+def _check_places(adapter: Adapter) -> None:
+    """Raise a ValueError if a place sees tokens that a router has picked, and not the rows of a batch."""
+    for method, place, _ in adapter.entries():
+        if ".experts." in f".{place.name}.":
+            raise ValueError(
+                f"{method.title} of adapter {adapter.name!r} is at {place.name}, one of several experts, which sees "
+                "tokens and not rows. Serve it alone, or choose other targets."
+            )
+
+
+def _route_own(adapter: Adapter, route: Route) -> list[RemovableHandle]:
+    """Let the modules whose parameters the adapter trains compute its rows with them."""
+    return [
+        module.register_forward_hook(_with_own(parameters, route), with_kwargs=True, prepend=True)
+        for module, parameters in adapter.own_slots()
+    ]
+
+
+def _with_own(parameters: dict[str, nn.Parameter], route: Route) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if not isinstance(output, Tensor):
+            raise RuntimeError(
+                f"A {type(module).__name__} whose parameters adapter {route.name!r} trains gives no tensor, so that "
+                "its rows cannot be told apart. Serve that adapter alone."
+            )
+        batch = output.shape[0]
+        if batch == 1 < route.count:  # the same for all rows, as positions are
+            batch = route.count
+            output = output.expand(batch, *output.shape[1:])
+        index = route.index(batch, output.device)
+        if not len(index):
+            return output
+        own = _swapped(module, parameters)
+        with own, route.alone():
+            part = module.forward(
+                *(_taken(value, index, batch) for value in args),
+                **{name: _taken(value, index, batch) for name, value in kwargs.items()},
+            )
+        return output.index_copy(0, index, part.expand(len(index), *part.shape[1:]).to(output.dtype))
+
+    return hook
+
+
+def _taken(value: Any, index: Tensor, batch: int) -> Any:
+    return value[index] if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch else value
+
+
+@contextlib.contextmanager
+def _swapped(module: nn.Module, parameters: dict[str, nn.Parameter]) -> Iterator[None]:
+    before = {slot: module.get_parameter(slot) for slot in parameters}
+    try:
+        for slot, parameter in parameters.items():
+            setattr(module, slot, parameter)
+        yield
+    finally:
+        for slot, parameter in before.items():
+            setattr(module, slot, parameter)

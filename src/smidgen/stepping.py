@@ -1,0 +1,104 @@
+"""Techniques that change while they are trained: they hear of every optimizer step, whatever loop makes it.
+
+torch lets a hook listen to all optimizers. Ours looks whether the optimizer that steps trains a watched adapter. So a
+schedule runs by itself, in our loop, in Trainer's and in a user's own, and no call can be forgotten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from smidgen.delta import Method
+
+if TYPE_CHECKING:
+    from smidgen.adapter import Adapter
+
+
+@dataclasses.dataclass
+class Clock:
+    """How far an adapter's training is.
+
+    Attributes:
+        step: optimizer steps that are done.
+        steps: how many there will be; None: not known, which a schedule that needs it says.
+    """
+
+    step: int = 0
+    steps: int | None = None
+
+    def share(self, title: str) -> float:
+        """The share of the steps that are done.
+
+        Raises:
+            RuntimeError: nobody said how many there will be.
+        """
+        if self.steps is None:
+            raise RuntimeError(
+                f"{title} has a schedule over the whole training and does not know its length. Say it before the first "
+                "step: adapter.clock.steps = 1000."
+            )
+        return min(1.0, self.step / self.steps)
+
+
+_watched: weakref.WeakSet[Adapter] = weakref.WeakSet()
+
+
+def watch(adapter: Adapter) -> None:
+    """Let the adapter's techniques hear of the steps of whatever optimizer trains it, if one of them wants to."""
+    if any(_listens(method) for method in adapter.methods):
+        _watched.add(adapter)
+        _listen_to_optimizers()
+
+
+def schedule(adapter: Adapter) -> None:
+    """Put the adapter in the state that its techniques' schedules have at its clock's step."""
+    for method, deltas in zip(adapter.methods, adapter.deltas, strict=True):
+        method.schedule(adapter, deltas)
+
+
+@contextlib.contextmanager
+def unwatched(adapter: Adapter) -> Iterator[None]:
+    """Inside, steps are trials that no schedule hears of."""
+    was_watched = adapter in _watched
+    _watched.discard(adapter)
+    try:
+        yield
+    finally:
+        if was_watched:
+            _watched.add(adapter)
+
+
+def _listens(method: Method) -> bool:
+    kind = type(method)
+    return kind.before_step is not Method.before_step or kind.schedule is not Method.schedule
+
+
+@functools.cache
+def _listen_to_optimizers() -> None:
+    register_optimizer_step_pre_hook(_before)
+    register_optimizer_step_post_hook(_after)
+
+
+def _before(optimizer: Optimizer, *_: Any) -> None:
+    for adapter in _trained_by(optimizer):
+        for method, deltas in zip(adapter.methods, adapter.deltas, strict=True):
+            method.before_step(adapter, deltas, optimizer)
+
+
+def _after(optimizer: Optimizer, *_: Any) -> None:
+    for adapter in _trained_by(optimizer):
+        adapter.clock.step += 1
+        schedule(adapter)
+
+
+def _trained_by(optimizer: Optimizer) -> list[Adapter]:
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return [adapter for adapter in _watched if any(id(parameter) in trained for parameter in adapter.parameters())]

@@ -1,0 +1,191 @@
+"""An adapter that peft saved gives the same logits here, and what has no counterpart is refused with the reason."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from smidgen import UserError, load
+from tests.conftest import build, make_batch
+
+Config = Callable[[dict[str, object]], peft.PeftConfig]
+
+CONFIGS: dict[str, Config] = {
+    "lora": lambda at: peft.LoraConfig(r=4, lora_alpha=6, **at),
+    "lora, patterns": lambda at: peft.LoraConfig(
+        r=4, lora_alpha=6, rank_pattern={"layers.1": 2, "0": 3}, alpha_pattern={str(at["target_modules"][0]): 5}, **at
+    ),
+    "lora, rank-stabilized": lambda at: peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, **at),
+    "lora, biases": lambda at: peft.LoraConfig(r=4, bias="lora_only", **at),
+    "lora, trained tokens": lambda at: peft.LoraConfig(r=4, trainable_token_indices=[7, 9], **at),
+    "dora": lambda at: peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, **at),
+    "adalora": lambda at: peft.AdaLoraConfig(init_r=5, target_r=3, lora_alpha=6, total_step=10, **at),
+    "ia3": lambda at: peft.IA3Config(**at, feedforward_modules=[at["target_modules"][-1]]),
+    "vera": lambda at: peft.VeraConfig(r=6, **at),
+    "loha": lambda at: peft.LoHaConfig(r=3, alpha=6, **at),
+    "lokr": lambda at: peft.LoKrConfig(r=2, alpha=6, **at),
+    "lokr, factor": lambda at: peft.LoKrConfig(r=2, alpha=6, decompose_factor=4, **at),
+    "miss": lambda at: peft.MissConfig(r=4, **at),
+    "oft, series": lambda at: peft.OFTConfig(oft_block_size=8, **at),
+    "oft, exact": lambda at: peft.OFTConfig(oft_block_size=8, use_cayley_neumann=False, **at),
+    "hra": lambda at: peft.HRAConfig(r=4, **at),
+    "norms": lambda at: peft.LNTuningConfig(task_type=at["task_type"], target_modules=at["norms"]),
+    "prompt": lambda at: peft.PromptTuningConfig(num_virtual_tokens=5, task_type=at["task_type"]),
+    "p-tuning": lambda at: peft.PromptEncoderConfig(
+        num_virtual_tokens=5, encoder_hidden_size=16, task_type=at["task_type"]
+    ),
+    "prefix": lambda at: peft.PrefixTuningConfig(num_virtual_tokens=5, task_type=at["task_type"], **at["heads"]),
+    "prefix, projected": lambda at: peft.PrefixTuningConfig(
+        num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=16, task_type=at["task_type"], **at["heads"]
+    ),
+}
+PLACES: dict[str, dict[str, object]] = {
+    "llama": {
+        "task_type": "CAUSAL_LM",
+        "target_modules": ["q_proj", "v_proj", "down_proj"],
+        "norms": ["input_layernorm", "norm"],
+        "heads": {"token_dim": 16, "num_attention_heads": 2},
+    },
+    "gpt2": {
+        "task_type": "CAUSAL_LM",
+        "target_modules": ["c_attn", "mlp.c_proj"],
+        "norms": ["ln_1", "ln_f"],
+        "heads": {},
+    },
+    "bert": {
+        "task_type": "SEQ_CLS",
+        "target_modules": ["query", "value", "intermediate.dense", "output.dense"],
+        "norms": ["LayerNorm"],
+        "heads": {},
+    },
+}
+
+
+@pytest.fixture(params=PLACES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def in_peft(architecture: str, config: Config) -> peft.PeftModel:
+    """A tiny model with peft's adapter on it, moved away from its start."""
+    places = PLACES[architecture]
+    own = {"norms", "heads"}
+    layered = {key: value for key, value in places.items() if key not in own}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            made = config(places)
+        except TypeError:
+            made = config(layered)
+        try:
+            model = peft.get_peft_model(build(architecture), made)
+        except TypeError as error:
+            if "Conv1D" not in str(error):
+                raise
+            pytest.skip("peft itself does not put this technique on GPT-2's layers")
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "ranknum" not in name:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def answers(model: torch.nn.Module, architecture: str) -> torch.Tensor:
+    batch = make_batch(architecture)
+    with torch.no_grad():
+        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    if found.dim() == 2:
+        return found
+    return found[:, -batch["input_ids"].shape[1] :][batch["attention_mask"].bool()]
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_what_peft_saved_gives_the_same_logits(
+    config: Config, architecture: str, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    theirs = in_peft(architecture, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs.save_pretrained(tmp_path / "theirs")
+    adapter = load(model, tmp_path / "theirs")
+    assert adapter.name == "theirs"
+    expected = answers(theirs, architecture)
+    torch.testing.assert_close(answers(model, architecture), expected, atol=1e-5, rtol=0)
+    with adapter.disabled():
+        assert not torch.allclose(answers(model, architecture), expected, atol=1e-3)
+    adapter.save(tmp_path / "ours")
+    again = build(architecture)
+    load(again, tmp_path / "ours")
+    torch.testing.assert_close(answers(again, architecture), expected, atol=1e-5, rtol=0)
+
+
+def saved(folder: Path, name: str = "lora") -> Path:
+    """A folder that peft wrote for the tiny Llama."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        in_peft("llama", CONFIGS[name]).save_pretrained(folder)
+    return folder
+
+
+def change(folder: Path, **fields: object) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | fields))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("lora", {"peft_type": "BOFT"}, "peft_type=BOFT has no counterpart here; known: LORA, ADALORA"),
+        ("lora", {"lora_bias": True}, "its lora_bias=True has no counterpart here"),
+        ("lora", {"layer_replication": [[0, 2]]}, "its layer_replication="),
+        ("lora", {"alpha_pattern": {"^(a+)+$": 3}}, "is a regular expression, which is not run"),
+        ("lora", {"target_parameters": ["experts.weight"]}, "parameters that no layer of their own has"),
+        ("dora", {"use_rslora": True}, "use_dora and use_rslora together"),
+        ("hra", {"apply_GS": True}, "apply_GS"),
+        ("oft, exact", {"coft": True}, "constrained"),
+        ("miss", {"init_weights": "bat"}, "another kind of MiSS"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused_with_the_reason(
+    name: str, fields: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "theirs", name)
+    change(folder, **fields)
+    model = build("llama")
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=re.escape(message)):
+        load(model, folder)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_tensor_too_many_too_few_or_of_another_shape_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "theirs")
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    first = next(name for name in tensors if "lora_B" in name)
+    for changed, message in (
+        ({**tensors, "base_model.model.model.extra": torch.ones(2)}, "belongs to nothing in the model"),
+        ({name: tensor for name, tensor in tensors.items() if name != first}, "is incomplete"),
+        ({**tensors, first: torch.ones(3, 4)}, "in the file and"),
+        ({**tensors, first: tensors[first] * torch.nan}, "not finite"),
+    ):
+        save_file(changed, file)
+        with pytest.raises(UserError, match=message):
+            load(build("llama"), folder)
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "theirs")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(UserError, match="A pickle, .*, is never opened"):
+        load(build("llama"), folder)

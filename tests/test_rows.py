@@ -1,0 +1,142 @@
+"""A row in a batch whose rows have different adapters equals that row in a batch of its own adapter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from smidgen import METHODS, Adapter, FullFineTuning, LoRA, Method, PrefixTuning, PromptTuning, attach, rows
+from tests.conftest import build, example, make_batch
+from tests.methods.test_contract import disturb, logits
+
+Batch = dict[str, torch.Tensor]
+NAMES = ["one", None, "other", "one"]
+
+
+@pytest.fixture(params=["bert", "llama", "gpt2"])
+def architecture(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest, architecture: str) -> Method:
+    return FullFineTuning(keep_base=True) if request.param == "full" else example(request.param, architecture)
+
+
+def two(model: PreTrainedModel, method: Method, other: Method) -> dict[str, Adapter]:
+    adapters = {}
+    for name, technique in (("other", other), ("one", method)):
+        if not technique.keeps_base:
+            technique = type(technique)(keep_base=True)
+        adapters[name] = attach(model, technique, name=name)
+        disturb(adapters[name])
+    return adapters
+
+
+def alone(model: PreTrainedModel, adapters: dict[str, Adapter], batch: Batch) -> torch.Tensor:
+    """Each row by its own adapter, one pass each."""
+    found = []
+    for row, name in enumerate(NAMES):
+        part = {key: value[row : row + 1] for key, value in batch.items()}
+        if name is None:
+            next(iter(adapters.values())).activate()
+            with next(iter(adapters.values())).disabled():
+                found.append(logits(model, part))
+        else:
+            adapters[name].activate()
+            found.append(logits(model, part))
+    return torch.cat(found)
+
+
+def visible(result: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The logits of real tokens; what stands in padding differs with the batch."""
+    return result[batch["attention_mask"].bool()] if result.dim() == 3 else result
+
+
+def test_a_row_in_a_mixed_batch_equals_its_solo_run(method: Method, model: PreTrainedModel, batch: Batch) -> None:
+    adapters = two(model, method, LoRA(rank=2))
+    expected = alone(model, adapters, batch)
+    with rows(model, NAMES):
+        mixed = logits(model, batch)
+    torch.testing.assert_close(visible(mixed, batch), visible(expected, batch), atol=2e-5, rtol=1e-4)
+    after = alone(model, adapters, batch)
+    assert torch.equal(after, expected)
+
+
+def test_each_adapter_gets_the_gradients_of_its_rows(method: Method, model: PreTrainedModel, batch: Batch) -> None:
+    adapters = two(model, method, LoRA(rank=2))
+    ones = {key: value[[0, 3]] for key, value in batch.items()}
+    adapters["one"].activate()
+    loss = model(**{key: value for key, value in ones.items() if key != "labels"}).logits.square().sum()
+    loss.backward()
+    expected = {n: p.grad.clone() for n, p in adapters["one"].named_parameters() if p.grad is not None}
+    model.zero_grad()
+    with rows(model, NAMES):
+        found = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+        found[[0, 3]].square().sum().backward()
+    grads = {n: p.grad for n, p in adapters["one"].named_parameters() if p.grad is not None}
+    assert grads.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(grads[name], gradient, atol=1e-3, rtol=1e-3, msg=lambda t, n=name: f"{n}: {t}")
+    assert not any(p.grad is not None and p.grad.any() for p in adapters["other"].parameters())
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("other", [LoRA(rank=2), PromptTuning(length=7), PrefixTuning(length=7)])
+@pytest.mark.parametrize("name", ["lora", "ia3", "prefix-tuning", "llama-adapter", "prompt-tuning", "norm-tuning"])
+def test_generation_of_mixed_rows(name: str, other: Method, beams: int) -> None:
+    model, ids = build("llama"), make_batch("llama")["input_ids"][[0, 2, 0, 2]]
+    adapters = two(model, example(name, "llama"), other)
+    arguments = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "num_beams": beams}
+    expected = []
+    for row, wanted in enumerate(NAMES):
+        chosen = adapters["one" if wanted is None else wanted]
+        chosen.activate()
+        if wanted is None:
+            with chosen.disabled():
+                expected += model.generate(ids[row : row + 1], **arguments).tolist()
+        else:
+            expected += model.generate(ids[row : row + 1], **arguments).tolist()
+    with rows(model, NAMES):
+        assert model.generate(ids, attention_mask=torch.ones_like(ids), **arguments).tolist() == expected
+
+
+def test_prompts_of_different_lengths(architecture: str, model: PreTrainedModel, batch: Batch) -> None:
+    adapters = two(model, PromptTuning(length=3), PromptTuning(length=8))
+    with rows(model, NAMES):
+        mixed = logits(model, batch)
+    torch.testing.assert_close(
+        visible(mixed, batch), visible(alone(model, adapters, batch), batch), atol=2e-5, rtol=1e-4
+    )
+
+
+def test_prompts_at_different_places_are_refused() -> None:
+    model = build("bert")
+    two(model, PromptTuning(length=3, placement="first"), PromptTuning(length=3, placement="after-first"))
+    with rows(model, NAMES), pytest.raises(ValueError, match="the same placement"):
+        model(**make_batch("bert"))
+
+
+def test_what_rows_refuses() -> None:
+    model = build("bert")
+    attach(model, LoRA(rank=2), name="mine")
+    with pytest.raises(ValueError, match="no adapter 'other'. It has: mine"), rows(model, ["mine", "other"]):
+        pass
+    with pytest.raises(ValueError, match="it got none"), rows(model, []):
+        pass
+    with rows(model, ["mine", None, "mine"]), pytest.raises(ValueError, match="3 rows, and the batch has 4"):
+        model(**make_batch("bert"))
+
+
+def test_what_was_active_is_active_again_even_after_an_error() -> None:
+    model, batch = build("bert"), make_batch("bert")
+    adapters = two(model, LoRA(rank=2), LoRA(rank=3))
+    expected = logits(model, batch)
+    with pytest.raises(ZeroDivisionError), rows(model, NAMES):
+        1 / 0  # noqa: B018
+    assert adapters["one"].active
+    assert torch.equal(logits(model, batch), expected)
+    assert [p.requires_grad for p in adapters["other"].parameters()] == [False] * len(
+        list(adapters["other"].parameters())
+    )
