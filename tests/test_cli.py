@@ -18,7 +18,7 @@ import transformers
 from smidgen.cli import main
 from tests.process.tiny import save_recipe
 
-COMMANDS = ("demo", "plan", "train", "evaluate", "predict", "compare", "merge", "methods")
+COMMANDS = ("demo", "plan", "train", "evaluate", "predict", "compare", "merge", "export", "methods")
 
 
 @dataclasses.dataclass
@@ -245,6 +245,14 @@ def test_another_base_model_is_refused(trained: Path, tmp_path: Path) -> None:
     failed = smidgen(tmp_path / "moved", "predict", "out", given="the day\n")
     assert failed.returncode == 2
     assert "was trained on other weights" in failed.stderr
+
+
+def test_export_writes_an_adapter_that_peft_loads(trained: Path) -> None:
+    done = smidgen(trained, "export", "out", "exported")
+    assert done.returncode == 0
+    assert "as peft has it." in " ".join(done.stdout.split())
+    config = json.loads((trained / "exported" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["task_type"]) == ("LORA", "SEQ_CLS")
 
 
 def test_techniques_that_cannot_be_merged_say_so(tmp_path: Path) -> None:

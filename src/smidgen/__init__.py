@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from smidgen.attaching import attach, load
     from smidgen.delta import Delta, Method
     from smidgen.errors import UserError
+    from smidgen.formats.to_peft import save_peft
     from smidgen.methods import (
         HRA,
         IA3,
@@ -56,6 +57,7 @@ _HOME = {
     "load": "smidgen.attaching",
     "parameter_groups": "smidgen.rates",
     "rows": "smidgen.routing",
+    "save_peft": "smidgen.formats.to_peft",
 }
 """Where a public name is defined, if it is no technique."""
 
@@ -102,6 +104,7 @@ __all__ = [
     "load",
     "parameter_groups",
     "rows",
+    "save_peft",
 ]
 
 

@@ -317,14 +317,14 @@ class Adapter:
                 )
         self.activate()
         with torch.no_grad():
-            for place, delta in self._innermost_last():
+            for place, delta in self.merge_order():
                 delta.merge(place.layer)
         for parameter in self._own.own().values():
             parameter.requires_grad_(False)
         self._remove()
         return self.model
 
-    def _innermost_last(self) -> list[tuple[Place, Delta]]:
+    def merge_order(self) -> list[tuple[Place, Delta]]:
         """The deltas in the order in which they can be written into a weight: those of the input last, backwards.
 
         What acts on the output computes from the input as the others have changed it: W R2 R1 x + U R2 R1 x.

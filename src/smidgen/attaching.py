@@ -87,11 +87,13 @@ def load(
         UserError: the folder is damaged, incomplete, not an adapter, or an adapter for another model; the model is as
         it was.
     """
-    from smidgen.formats import peft
+    from smidgen.formats import from_peft
 
     with alone(model):
         path = Path(path)
-        saved = peft.read(model, path) if peft.is_peft(path) else storage.read(model, path, check_base=check_base)
+        saved = (
+            from_peft.read(model, path) if from_peft.is_peft(path) else storage.read(model, path, check_base=check_base)
+        )
         _check_name(model, name or saved.name)
         return storage.put(model, saved, name or saved.name, dtype)
 

@@ -226,6 +226,25 @@ def merge(
 
 
 @app.command()
+def export(
+    run: RunFolder,
+    output: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
+    rank: Annotated[
+        int | None, typer.Option(help="Where peft has no such technique: the rank of a LoRA that stands for it.")
+    ] = None,
+) -> None:
+    """Write a run's adapter as a folder that huggingface/peft loads.
+
+    Example: `smidgen export runs/recipe exported`
+    """
+    from smidgen.formats.to_peft import save_peft
+    from smidgen.process.job import reopen
+
+    lost = save_peft(reopen(run).adapter, output, rank=rank)
+    _print(f"The adapter is in {output}, as peft has it" + (f"; {lost:.1%} of its change is lost." if lost else "."))
+
+
+@app.command()
 def methods(as_json: AsJson = False) -> None:
     """List the techniques: what they are, where they were published, and their options with the defaults.
 

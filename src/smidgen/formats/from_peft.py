@@ -1,8 +1,8 @@
-"""huggingface/peft's adapter folders: read as our own adapters, and written so that peft loads them.
+"""Read the adapter folders of huggingface/peft as our own adapters.
 
 Facts of peft 0.21.2: `adapter_config.json` and `adapter_model.safetensors`, whose names begin with `base_model.model.`;
 a prompt is one tensor, `prompt_embeddings`; a prefix is that, too, with all layers' keys and values side by side. What
-one side has and the other has not is refused with the reason. No pattern of a file is run, and no pickle is opened.
+has no counterpart here is refused with the reason. No pattern of a file is run, and no pickle is opened.
 """
 
 from __future__ import annotations
@@ -63,9 +63,6 @@ _HARMLESS = frozenset(
 def is_peft(path: Path) -> bool:
     """Whether the folder is an adapter that peft wrote."""
     return (path / CONFIG).is_file()
-
-
-# ---------------------------------------------------------------------------------------------------------- reading
 
 
 class Source:

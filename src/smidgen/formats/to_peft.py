@@ -1,0 +1,395 @@
+"""Write an adapter so that huggingface/peft loads it, to the same logits, or say why it cannot.
+
+What peft has no technique for, but what changes weights, can be written as LoRA of a given rank, by a singular value
+decomposition of each layer's change; how much of the change is lost is returned.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from smidgen import attention, files
+from smidgen.delta import Delta, Method
+from smidgen.errors import UserError
+from smidgen.formats.from_peft import CONFIG, TENSORS
+from smidgen.layers import weight_matrix
+from smidgen.methods import (
+    HRA,
+    IA3,
+    OFT,
+    AdaLoRA,
+    DoRA,
+    HardPrompt,
+    LoHa,
+    LoKr,
+    LoRA,
+    LoRAFA,
+    LoRAPlus,
+    MiSS,
+    NormTuning,
+    PiSSA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    PTuningV2,
+    RsLoRA,
+    VeRA,
+)
+from smidgen.methods.adalora import AdaLoRADelta
+from smidgen.methods.dora import DoRADelta
+from smidgen.methods.low_rank import LowRankDelta
+from smidgen.methods.pissa import PiSSADelta
+from smidgen.targets import Place
+
+if TYPE_CHECKING:
+    from smidgen.adapter import Adapter
+
+_TASKS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+}
+_LOW_RANK = (LoRA, RsLoRA, LoRAPlus, LoRAFA, PiSSA, AdaLoRA)
+
+
+@dataclasses.dataclass
+class Layered:
+    """One technique of an adapter."""
+
+    adapter: Adapter
+    number: int
+
+    @property
+    def method(self) -> Any:
+        """The technique."""
+        return self.adapter.methods[self.number]
+
+    @property
+    def places(self) -> list[Place]:
+        """Where its deltas are."""
+        return self.adapter.places[self.number]
+
+    @property
+    def deltas(self) -> list[Any]:
+        """Its deltas, of the technique's own kind."""
+        return self.adapter.deltas[self.number]
+
+
+@dataclasses.dataclass
+class Written:
+    """What goes into a folder: the configuration's fields, and the tensors by peft's names."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    lost: float = 0.0
+
+
+def save_peft(adapter: Adapter, path: str | Path, *, rank: int | None = None) -> float:
+    """Write the adapter to the folder `path` as peft has it; it appears whole or not at all.
+
+    Args:
+        adapter: what to write.
+        path: the folder.
+        rank: where peft has no such technique, the rank of a LoRA that stands for its change of each weight.
+
+    Returns:
+        The share of the change that was lost, as a ratio of Frobenius norms; 0 where peft has the technique.
+
+    Raises:
+        UserError: peft has no such technique and `rank` is None, or the adapter is more than a change of weights.
+    """
+    head = _modules_to_save(adapter)
+    written = _convert(adapter, rank)
+    is_prompt = "prompt_embeddings" in written.tensors
+    parameters = dict(adapter.named_parameters())
+    for module, names in head.items():
+        prefix = "base_model." if is_prompt else "base_model.model."
+        written.tensors.update({f"{prefix}{module}.{name}": parameters[f"{module}.{name}"] for name in names})
+    config = {
+        "base_model_name_or_path": str(adapter.model.config._name_or_path),
+        "task_type": next((task for end, task in _TASKS.items() if type(adapter.model).__name__.endswith(end)), None),
+        "inference_mode": True,
+        "modules_to_save": sorted(head) or None,
+        **written.config,
+    }
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in written.tensors.items()}
+    with files.new_folder(Path(path)) as folder:
+        save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    return written.lost
+
+
+def _convert(adapter: Adapter, rank: int | None) -> Written:
+    if _is_norm_tuning(adapter):
+        return _norms(adapter)
+    layered = [number for number, places in enumerate(adapter.places) if places]  # others train the model's own
+    methods = [adapter.methods[number] for number in layered]
+    if methods and all(isinstance(method, _LOW_RANK) for method in methods):
+        return _lora(adapter)
+    if len(methods) == 1 and type(methods[0]) in WRITERS:
+        try:
+            return WRITERS[type(methods[0])](Layered(adapter, layered[0]))
+        except ValueError as error:
+            raise UserError(f"peft cannot hold this adapter: {error}") from error
+    title = " + ".join(method.title for method in methods or adapter.methods)
+    if not methods or not all(delta.mergeable for _, _, delta in adapter.entries()):
+        raise UserError(f"peft has no {title}, and it is more than a change of weights, which LoRA could stand for.")
+    if rank is None:
+        raise UserError(
+            f"peft has no {title}. A LoRA can stand for its change of each weight, with a loss that is said: pass a "
+            "rank, such as rank=16."
+        )
+    return _by_svd(adapter, rank)
+
+
+def _modules_to_save(adapter: Adapter) -> dict[str, list[str]]:
+    """The modules of the model's own that are trained whole, with their parameters' names.
+
+    Raises:
+        UserError: a part of a module is trained, which peft cannot say.
+    """
+    own = adapter.head_names if _is_norm_tuning(adapter) else adapter.own_names
+    modules: dict[str, list[str]] = {}
+    for name in sorted(own):
+        module, _, parameter = name.rpartition(".")
+        modules.setdefault(module, []).append(parameter)
+    for module, names in modules.items():
+        every = {name for name, _ in adapter.model.get_submodule(module).named_parameters() if "deltas." not in name}
+        if set(names) != every:
+            raise UserError(
+                f"peft keeps whole modules, and of {module} only {', '.join(names)} is trained. Merge the adapter "
+                "instead, and save the model."
+            )
+    return modules
+
+
+def _is_norm_tuning(adapter: Adapter) -> bool:
+    """Whether it is norm tuning alone, which peft keeps in tensors of their own; other norms are whole modules."""
+    return [type(method) for method in adapter.methods] == [NormTuning]
+
+
+def _factors(delta: Delta) -> tuple[Tensor, Tensor, float]:
+    """A (rank, in), B (out, rank) and the scale of an update: scale · B A."""
+    if isinstance(delta, LowRankDelta):
+        return delta.a, delta.b, delta.scale
+    if isinstance(delta, PiSSADelta):
+        return torch.cat([delta.a, delta.start_a]), torch.cat([delta.b, -delta.start_b], dim=1), 1.0
+    assert isinstance(delta, AdaLoRADelta)
+    left = delta.left()
+    left = left if bool(left.any()) else left.clone().index_fill(0, torch.tensor(0, device=left.device), True)
+    return delta.q[left], (delta.p * delta.e)[:, left], delta.scale  # a rank of 0 peft does not know
+
+
+def _lora(adapter: Adapter) -> Written:
+    found = {place.name: _factors(delta) for _, place, delta in adapter.entries()}
+    if len(found) < sum(map(len, adapter.places)):
+        raise UserError("peft has one LoRA a layer, and here two meet.")
+    return _lora_of(found)
+
+
+def _lora_of(found: Mapping[str, tuple[Tensor, Tensor, float]]) -> Written:
+    ranks = {name: a.shape[0] for name, (a, _, _) in found.items()}
+    alphas = {name: scale * ranks[name] for name, (_, _, scale) in found.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    return Written(
+        {
+            "peft_type": "LORA",
+            "r": rank,
+            "lora_alpha": alpha,
+            "target_modules": sorted(found),
+            "rank_pattern": {re.escape(name): own for name, own in ranks.items() if own != rank},
+            "alpha_pattern": {re.escape(name): own for name, own in alphas.items() if own != alpha},
+        },
+        {
+            _name(name, f"lora_{letter}.weight"): factor
+            for name, (a, b, _) in found.items()
+            for letter, factor in (("A", a), ("B", b))
+        },
+    )
+
+
+def _by_svd(adapter: Adapter, rank: int) -> Written:
+    """LoRA of a rank that is nearest to each layer's change of its weight."""
+    found: dict[str, tuple[Tensor, Tensor, float]] = {}
+    change = lost = 0.0
+    for name, layer in {place.name: place.layer for _, place, _ in adapter.entries()}.items():
+        difference = _change(adapter, name, layer)
+        left, values, right = torch.linalg.svd(difference, full_matrices=False)
+        kept, roots = min(rank, len(values)), values[:rank].sqrt()
+        found[name] = (roots[:, None] * right[:kept], left[:, :kept] * roots, 1.0)
+        change += float(values.square().sum())
+        lost += float(values[kept:].square().sum())
+    written = _lora_of(found)
+    written.lost = (lost / change) ** 0.5 if change else 0.0
+    return written
+
+
+@torch.no_grad()
+def _change(adapter: Adapter, name: str, layer: nn.Module) -> Tensor:
+    """What merging would add to a layer's weight, (out, in), in fp32."""
+    merged = copy.deepcopy(layer).float()
+    for place, delta in adapter.merge_order():
+        if place.name == name:
+            delta.merge(merged)
+    before, after = getattr(layer, "bias", None), getattr(merged, "bias", None)
+    if isinstance(before, Tensor) and isinstance(after, Tensor) and not torch.equal(before.float(), after):
+        raise UserError(f"The adapter changes the bias of {name} too, which LoRA does not have.")
+    return weight_matrix(merged) - weight_matrix(layer).float()
+
+
+def _dora(part: Layered) -> Written:
+    directions = {p.name: d for p, d in zip(part.places, part.deltas, strict=True) if isinstance(d, DoRADelta)}
+    written = _lora_of({name: _factors(delta.direction) for name, delta in directions.items()})
+    written.config["use_dora"] = True
+    written.tensors.update(
+        {_name(name, "lora_magnitude_vector"): delta.magnitude for name, delta in directions.items()}
+    )
+    return written
+
+
+def _ia3(part: Layered) -> Written:
+    inputs = [place.name for place in part.places if place.side == "input"]
+    config = {
+        "peft_type": "IA3",
+        "target_modules": [place.name for place in part.places],
+        "feedforward_modules": inputs,
+    }
+    vectors = {place.name: (delta.scale, place.side) for place, delta in zip(part.places, part.deltas, strict=True)}
+    shaped = {name: scale[None] if side == "input" else scale[:, None] for name, (scale, side) in vectors.items()}
+    return Written(config, {_name(name, "ia3_l"): vector for name, vector in shaped.items()})
+
+
+def _layered(
+    kind: str, names: Mapping[str, str], fields: Callable[[Any], dict[str, Any]]
+) -> Callable[[Layered], Written]:
+    """A writer of a technique whose tensors, ours to theirs, have the same shapes; `fields` are of its method."""
+
+    def write(part: Layered) -> Written:
+        tensors = {
+            _name(place.name, theirs): getattr(delta, ours)
+            for place, delta in zip(part.places, part.deltas, strict=True)
+            for ours, theirs in names.items()
+            if hasattr(delta, ours)
+        }
+        targets = [place.name for place in part.places]
+        return Written({"peft_type": kind, "target_modules": targets, **fields(part.method)}, tensors)
+
+    return write
+
+
+def _vera(part: Layered) -> Written:
+    names = {"d": "vera_lambda_d", "b": "vera_lambda_b"}
+    written = _layered("VERA", names, lambda method: {"r": method.rank, "save_projection": True})(part)
+    shared = part.deltas[0].shared
+    written.tensors |= {"base_model.vera_A": shared.a, "base_model.vera_B": shared.b}
+    return written
+
+
+def _hra(part: Layered) -> Written:
+    written = _layered("HRA", {"u": "hra_u"}, lambda method: {"r": method.rank})(part)
+    written.tensors = {name: tensor.T for name, tensor in written.tensors.items()}
+    return written
+
+
+def _norms(adapter: Adapter) -> Written:
+    parameters = dict(adapter.named_parameters())
+    own = sorted(adapter.own_names - adapter.head_names)
+    modules = sorted({name.rpartition(".")[0] for name in own})
+    named = {name: name.rpartition(".") for name in own}
+    return Written(
+        {"peft_type": "LN_TUNING", "target_modules": modules},
+        {_name(module, f"ln_tuning_layers.{last}"): parameters[name] for name, (module, _, last) in named.items()},
+    )
+
+
+def _prefix(part: Layered) -> Written:
+    if [place.name for place in part.places] != [place.name for place in attention.find(part.adapter.model)]:
+        raise ValueError("it has a prefix in every layer, and here some have none")
+    shapes = {place.shape for place in part.places}
+    if len(shapes) > 1:
+        raise ValueError("it has one size of keys and values, and the model's layers differ")
+    folded = [delta.folded(place.layer)["keys_values"] for place, delta in zip(part.places, part.deltas, strict=True)]
+    heads, size = shapes.pop()
+    flat = torch.cat([part.transpose(0, 1).flatten(1) for part in folded], dim=1)
+    config = {
+        "peft_type": "PREFIX_TUNING",
+        "num_virtual_tokens": flat.shape[0],
+        "num_layers": len(part.places),
+        "token_dim": heads * size,
+        "num_attention_heads": heads,
+        "num_transformer_submodules": 1,
+        "prefix_projection": False,
+        "encoder_hidden_size": heads * size,
+    }
+    return Written(config, {"prompt_embeddings": flat})
+
+
+def _prompt(part: Layered) -> Written:
+    if part.deltas[0].column:
+        raise ValueError("it puts a prompt before the text, and here it stands after the first token (placement)")
+    rows = part.deltas[0].folded(part.places[0].layer)["rows"]
+    config = part.adapter.model.config
+    fields = {
+        "peft_type": "PROMPT_TUNING",
+        "num_virtual_tokens": rows.shape[0],
+        "token_dim": rows.shape[1],
+        "num_layers": getattr(config, "num_hidden_layers", None),
+        "num_attention_heads": getattr(config, "num_attention_heads", None),
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+    }
+    return Written(fields, {"prompt_embeddings": rows})
+
+
+def _name(module: str, ending: str) -> str:
+    return f"base_model.model.{module}.{ending}"
+
+
+WRITERS: dict[type[Method], Callable[[Layered], Written]] = {
+    DoRA: _dora,
+    IA3: _ia3,
+    VeRA: _vera,
+    LoHa: _layered(
+        "LOHA",
+        {"b1": "hada_w1_a", "a1": "hada_w1_b", "b2": "hada_w2_a", "a2": "hada_w2_b"},
+        lambda method: {"r": method.rank, "alpha": method.alpha},
+    ),
+    LoKr: _layered(
+        "LOKR",
+        {"c": "lokr_w1", "d": "lokr_w2", "b": "lokr_w2_a", "a": "lokr_w2_b"},
+        lambda method: {"r": method.rank, "alpha": method.alpha, "decompose_factor": method.factor or -1},
+    ),
+    MiSS: _layered("MISS", {"d": "miss_block"}, lambda method: {"r": method.rank}),
+    OFT: _layered(
+        "OFT",
+        {"skew": "oft_R.weight"},
+        lambda method: {
+            "r": 0,
+            "oft_block_size": method.block_size,
+            "use_cayley_neumann": method.terms is not None,
+            "num_cayley_neumann_terms": method.terms or 5,
+        },
+    ),
+    HRA: _hra,
+    PrefixTuning: _prefix,
+    PTuningV2: _prefix,
+    PromptTuning: _prompt,
+    PTuning: _prompt,
+    HardPrompt: _prompt,
+}
+"""Who writes each technique that peft has; LoRA and its kin are written together."""
