@@ -174,6 +174,10 @@ def find(model: PreTrainedModel, layers: str = "all") -> list[Place]:
         raise ValueError(
             f"{type(model).__name__} is an encoder-decoder; prefixes go into encoders and decoders so far."
         )
+    if model.main_input_name != "input_ids":
+        raise ValueError(
+            f"{type(model).__name__} reads {model.main_input_name} and no text; prefixes go into models of text so far."
+        )
     names = {module: name for name, module in model.named_modules()}
     inside = tuple(f"{block}." for block in choose_blocks(model, layers))
     tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)

@@ -68,7 +68,8 @@ class Route:
             return torch.arange(batch if alone == self.name else 0, device=device)
         if batch % self.count:
             raise ValueError(
-                f"rows names adapters for {self.count} rows, and the batch has {batch}. Give a name for each row."
+                f"rows names adapters for {self.count} rows, and a layer that adapter {self.name!r} changes computes "
+                f"{batch}. Give a name for each row; what is computed once for all rows cannot differ between them."
             )
         times = batch // self.count
         return torch.tensor([row * times + copy for row in self._rows for copy in range(times)], device=device).long()
@@ -76,11 +77,12 @@ class Route:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Inside, a batch is of this adapter's rows alone."""
+        before = _alone.get()
         _alone.set(self.name)
         try:
             yield
         finally:
-            _alone.reset()
+            _alone.set(before)
 
 
 _alone: PerThread[str | None] = PerThread(None)

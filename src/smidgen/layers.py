@@ -105,6 +105,14 @@ def positions_follow_mask(model: nn.Module) -> bool:
     )
 
 
+def counts_columns(model: nn.Module) -> bool:
+    """Whether some layer counts how far apart tokens are by their columns, whatever their positions."""
+    config = getattr(model, "config", None)
+    windows = ("sliding_window", "local_attention", "attention_window", "relative_attention")
+    kind = str(getattr(config, "position_embedding_type", None))
+    return kind.startswith("relative") or any(getattr(config, name, None) for name in windows)
+
+
 def position_offset(model: nn.Module) -> int:
     """The first position of a text: 0, but RoBERTa and its kin count from their padding's id."""
     table = getattr(getattr(getattr(model, "base_model", model), "embeddings", None), "position_embeddings", None)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from smidgen.attention import install
 from smidgen.delta import Delta
 from smidgen.hooks import active_deltas
-from smidgen.layers import position_offset, positions, positions_follow_mask
+from smidgen.layers import counts_columns, position_offset, positions, positions_follow_mask
 from smidgen.threads import PerThread
 
 if TYPE_CHECKING:
@@ -166,7 +166,14 @@ class VirtualTokens:
         self, model: PreTrainedModel, inputs: dict[str, Any], mask: Tensor | None, counts: Tensor, cached: int
     ) -> None:
         """Say where the text stands in each row, which the model cannot count by itself if prompts differ in length."""
-        if "position_ids" not in self._names:
+        takes_positions = "position_ids" in self._names
+        if self.start() and not (takes_positions and not counts_columns(model)):
+            raise ValueError(
+                f"{type(model).__name__} counts distances by columns, so that its rows cannot have prompts of "
+                "different lengths after the first token. Use placement='first', prompts of one length, or batches of "
+                "their own."
+            )
+        if not takes_positions:
             if self._limit is None:
                 return  # relative positions
             raise ValueError(

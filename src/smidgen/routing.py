@@ -90,7 +90,7 @@ def _with_own(parameters: dict[str, nn.Parameter], route: Route) -> Callable[...
                 "its rows cannot be told apart. Serve that adapter alone."
             )
         batch = output.shape[0]
-        if batch == 1 < route.count:  # the same for all rows, as positions are
+        if batch == 1 < route.count and isinstance(module, nn.Embedding):  # the same for all rows, as positions are
             batch = route.count
             output = output.expand(batch, *output.shape[1:])
         index = route.index(batch, output.device)

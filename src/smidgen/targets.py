@@ -148,6 +148,8 @@ def _by_role(model: nn.Module, role: str, chosen: Sequence[str]) -> list[Place]:
     found: list[Place] = []
     for block in chosen:
         module = model.get_submodule(block)
+        if role in ("feed-forward", "all-linear", "feed-forward-sublayer", "sublayers", "feed-forward-out"):
+            _check_experts(model, role, block)
         linears = {f"{block}.{name}": layer for name, layer in own_modules(module) if is_linear(layer)}
         attention = {name: layer for name, layer in linears.items() if _attention_part(name, block)}
         feed_forward = {name: layer for name, layer in linears.items() if name not in attention}
@@ -173,6 +175,22 @@ def _by_role(model: nn.Module, role: str, chosen: Sequence[str]) -> list[Place]:
         if role == "blocks":
             found.append(Place(block, module, _shape(module)))
     return found
+
+
+def _check_experts(model: nn.Module, role: str, block: str) -> None:
+    """Raise a ValueError if the block has experts whose weights are stacks of matrices, and no layers."""
+    stacked = [
+        f"{block}.{name}.{parameter}"
+        for name, module in own_modules(model.get_submodule(block))
+        for parameter, value in module.named_parameters(recurse=False)
+        if value.dim() == 3
+    ]
+    if stacked:
+        instead = {"feed-forward-out": None, "all-linear": "attention", "feed-forward": "attention"}
+        raise ValueError(
+            f"targets={role!r} would leave out {' and '.join(stacked)} of {type(model).__name__}: experts whose "
+            f"weights are stacks of matrices, not layers. Use {instead.get(role, 'attention-sublayer')!r} instead."
+        )
 
 
 def _kind(name: str) -> str:
