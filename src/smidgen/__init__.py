@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from smidgen.adapter import Adapter
     from smidgen.attaching import attach, load
+    from smidgen.combining import combine
     from smidgen.delta import Delta, Method
     from smidgen.errors import UserError
     from smidgen.formats.to_peft import save_peft
@@ -54,6 +55,7 @@ _HOME = {
     "Method": "smidgen.delta",
     "UserError": "smidgen.errors",
     "attach": "smidgen.attaching",
+    "combine": "smidgen.combining",
     "load": "smidgen.attaching",
     "parameter_groups": "smidgen.rates",
     "rows": "smidgen.routing",
@@ -101,6 +103,7 @@ __all__ = [
     "UserError",
     "VeRA",
     "attach",
+    "combine",
     "load",
     "parameter_groups",
     "rows",

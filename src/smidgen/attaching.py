@@ -53,7 +53,7 @@ def attach(
     methods = (methods,) if isinstance(methods, Method) else tuple(methods)
     if not methods:
         raise ValueError("No technique was given. Pass one, such as LoRA(rank=8), or a list of them.")
-    _check_name(model, name)
+    check_name(model, name)
     with alone(model):
         places = [method.places(model) for method in methods]
         own = own_names(model, methods, also_train)
@@ -94,7 +94,7 @@ def load(
         saved = (
             from_peft.read(model, path) if from_peft.is_peft(path) else storage.read(model, path, check_base=check_base)
         )
-        _check_name(model, name or saved.name)
+        check_name(model, name or saved.name)
         return storage.put(model, saved, name or saved.name, dtype)
 
 
@@ -131,7 +131,8 @@ def own_names(model: PreTrainedModel, methods: Sequence[Method], also_train: str
     return [name for name in names if name in wanted]
 
 
-def _check_name(model: nn.Module, name: str) -> None:
+def check_name(model: nn.Module, name: str) -> None:
+    """Raise a ValueError unless a new adapter can have this name."""
     if not re.fullmatch(NAME, name):
         raise ValueError(
             f"name={name!r} is not an adapter's name: 1 to 64 letters, digits, '.', '_' or '-', the "

@@ -6,7 +6,6 @@ decomposition of each layer's change; how much of the change is lost is returned
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import re
@@ -16,13 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from smidgen import attention, files
-from smidgen.delta import Delta, Method
+from smidgen.delta import Method
 from smidgen.errors import UserError
 from smidgen.formats.from_peft import CONFIG, TENSORS
-from smidgen.layers import weight_matrix
 from smidgen.methods import (
     HRA,
     IA3,
@@ -45,11 +43,9 @@ from smidgen.methods import (
     RsLoRA,
     VeRA,
 )
-from smidgen.methods.adalora import AdaLoRADelta
 from smidgen.methods.dora import DoRADelta
-from smidgen.methods.low_rank import LowRankDelta
-from smidgen.methods.pissa import PiSSADelta
 from smidgen.targets import Place
+from smidgen.updates import Factors, changes, nearest
 
 if TYPE_CHECKING:
     from smidgen.adapter import Adapter
@@ -183,26 +179,14 @@ def _is_norm_tuning(adapter: Adapter) -> bool:
     return [type(method) for method in adapter.methods] == [NormTuning]
 
 
-def _factors(delta: Delta) -> tuple[Tensor, Tensor, float]:
-    """A (rank, in), B (out, rank) and the scale of an update: scale · B A."""
-    if isinstance(delta, LowRankDelta):
-        return delta.a, delta.b, delta.scale
-    if isinstance(delta, PiSSADelta):
-        return torch.cat([delta.a, delta.start_a]), torch.cat([delta.b, -delta.start_b], dim=1), 1.0
-    assert isinstance(delta, AdaLoRADelta)
-    left = delta.left()
-    left = left if bool(left.any()) else left.clone().index_fill(0, torch.tensor(0, device=left.device), True)
-    return delta.q[left], (delta.p * delta.e)[:, left], delta.scale  # a rank of 0 peft does not know
-
-
 def _lora(adapter: Adapter) -> Written:
-    found = {place.name: _factors(delta) for _, place, delta in adapter.entries()}
+    found = {place.name: delta.factors() for _, place, delta in adapter.entries()}
     if len(found) < sum(map(len, adapter.places)):
         raise UserError("peft has one LoRA a layer, and here two meet.")
     return _lora_of(found)
 
 
-def _lora_of(found: Mapping[str, tuple[Tensor, Tensor, float]]) -> Written:
+def _lora_of(found: Mapping[str, Factors]) -> Written:
     ranks = {name: a.shape[0] for name, (a, _, _) in found.items()}
     alphas = {name: scale * ranks[name] for name, (_, _, scale) in found.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
@@ -225,36 +209,16 @@ def _lora_of(found: Mapping[str, tuple[Tensor, Tensor, float]]) -> Written:
 
 def _by_svd(adapter: Adapter, rank: int) -> Written:
     """LoRA of a rank that is nearest to each layer's change of its weight."""
-    found: dict[str, tuple[Tensor, Tensor, float]] = {}
-    change = lost = 0.0
-    for name, layer in {place.name: place.layer for _, place, _ in adapter.entries()}.items():
-        difference = _change(adapter, name, layer)
-        left, values, right = torch.linalg.svd(difference, full_matrices=False)
-        kept, roots = min(rank, len(values)), values[:rank].sqrt()
-        found[name] = (roots[:, None] * right[:kept], left[:, :kept] * roots, 1.0)
-        change += float(values.square().sum())
-        lost += float(values[kept:].square().sum())
-    written = _lora_of(found)
-    written.lost = (lost / change) ** 0.5 if change else 0.0
-    return written
-
-
-@torch.no_grad()
-def _change(adapter: Adapter, name: str, layer: nn.Module) -> Tensor:
-    """What merging would add to a layer's weight, (out, in), in fp32."""
-    merged = copy.deepcopy(layer).float()
-    for place, delta in adapter.merge_order():
-        if place.name == name:
-            delta.merge(merged)
-    before, after = getattr(layer, "bias", None), getattr(merged, "bias", None)
-    if isinstance(before, Tensor) and isinstance(after, Tensor) and not torch.equal(before.float(), after):
-        raise UserError(f"The adapter changes the bias of {name} too, which LoRA does not have.")
-    return weight_matrix(merged) - weight_matrix(layer).float()
+    try:
+        found, lost = nearest(changes(adapter), rank)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return dataclasses.replace(_lora_of(found), lost=lost)
 
 
 def _dora(part: Layered) -> Written:
     directions = {p.name: d for p, d in zip(part.places, part.deltas, strict=True) if isinstance(d, DoRADelta)}
-    written = _lora_of({name: _factors(delta.direction) for name, delta in directions.items()})
+    written = _lora_of({name: delta.direction.factors() for name, delta in directions.items()})
     written.config["use_dora"] = True
     written.tensors.update(
         {_name(name, "lora_magnitude_vector"): delta.magnitude for name, delta in directions.items()}

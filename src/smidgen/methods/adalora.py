@@ -193,6 +193,14 @@ class AdaLoRADelta(Delta):
         """Scale · P diag(e) Q, (out, in), in fp32."""
         return self.scale * (self.p.float() * self.e.float()) @ self.q.float()
 
+    def factors(self) -> tuple[Tensor, Tensor, float]:
+        """The triplets that are left; one of zeros where none is, since no rank is 0."""
+        left = self.left()
+        left = (
+            left if bool(left.any()) else left.index_fill(0, torch.zeros(1, dtype=torch.long, device=left.device), True)
+        )
+        return self.q[left], (self.p * self.e)[:, left], self.scale
+
     def pull(self, weight: float) -> None:
         """Add the gradient of weight · (‖Pᵀ P - I‖² + ‖Q Qᵀ - I‖²)."""
         identity = torch.eye(len(self.e), device=self.e.device)

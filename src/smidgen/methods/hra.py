@@ -73,7 +73,7 @@ class HRADelta(Delta):
         half = torch.randn(rank // 2, in_features)
         self.u = nn.Parameter(half.repeat_interleave(2, dim=0))  # a reflection twice is the identity
 
-    def factors(self) -> tuple[Tensor, Tensor]:
+    def chain(self) -> tuple[Tensor, Tensor]:
         """V (rank, in), its rows of length one, and T (rank, rank), in fp32: H1 ... Hr = I - Vᵀ T V."""
         v = functional.normalize(self.u.float(), dim=1)
         identity = torch.eye(len(v), device=v.device)
@@ -81,11 +81,11 @@ class HRADelta(Delta):
 
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Hidden, the layer's input, and the result: (..., in)."""
-        v, t = self.factors()
+        v, t = self.chain()
         low = functional.linear(hidden, cast(t @ v, hidden))
         return hidden - functional.linear(low, cast(v.T, hidden))
 
     def merge(self, layer: nn.Module) -> None:
         """W becomes W H1 ... Hr, in fp32."""
-        weight, (v, t) = weight_matrix(layer).float(), self.factors()
+        weight, (v, t) = weight_matrix(layer).float(), self.chain()
         set_weight(layer, weight - weight @ v.T @ t @ v)

@@ -73,6 +73,10 @@ class LowRankDelta(Delta):
         """Scale · B A, (out, in), in fp32."""
         return self.scale * (self.b.float() @ self.a.float())
 
+    def factors(self) -> tuple[Tensor, Tensor, float]:
+        """A, B and the scale."""
+        return self.a, self.b, self.scale
+
 
 def add_product(hidden: Tensor, low: Tensor, b: Tensor, scale: float) -> Tensor:
     """Hidden (..., out) + scale · low (..., rank) bᵀ, in one pass over the output instead of product, scale and sum."""

@@ -125,3 +125,8 @@ class VeRADelta(Delta):
         """diag(b) B diag(d) A, (out, in), in fp32."""
         a, b = self.shared.a[:, : self.in_features].float(), self.shared.b[: self.out_features].float()
         return (self.b.float()[:, None] * b) @ (self.d.float()[:, None] * a)
+
+    def factors(self) -> tuple[Tensor, Tensor, float]:
+        """The random matrices with their rows scaled."""
+        a, b = self.shared.a[:, : self.in_features], self.shared.b[: self.out_features]
+        return self.d[:, None] * a, self.b[:, None] * b, 1.0

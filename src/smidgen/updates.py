@@ -1,0 +1,56 @@
+"""An adapter's change of each weight: as a matrix, or as the product of low rank that is nearest to it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from smidgen.layers import weight_matrix
+
+if TYPE_CHECKING:
+    from smidgen.adapter import Adapter
+
+Factors = tuple[Tensor, Tensor, float]
+"""A (rank, in), B (out, rank) and s of an update s · B A."""
+
+
+@torch.no_grad()
+def changes(adapter: Adapter) -> dict[str, Tensor]:
+    """What merging the adapter would add to each weight, (out, in), in fp32, by the layer's name.
+
+    Raises:
+        ValueError: it is more than a change of weights, or changes biases too.
+    """
+    if fixed := [method.title for method, _, delta in adapter.entries() if not delta.mergeable]:
+        raise ValueError(f"{fixed[0]} of adapter {adapter.name!r} is more than a change of weights.")
+    layers = {place.name: place.layer for _, place, _ in adapter.entries()}
+    return {name: _change(adapter, name, layer) for name, layer in layers.items()}
+
+
+def _change(adapter: Adapter, name: str, layer: nn.Module) -> Tensor:
+    merged = copy.deepcopy(layer).float()
+    for place, delta in adapter.merge_order():
+        if place.name == name:
+            delta.merge(merged)
+    before, after = getattr(layer, "bias", None), getattr(merged, "bias", None)
+    if isinstance(before, Tensor) and isinstance(after, Tensor) and not torch.equal(before.float(), after):
+        raise ValueError(f"Adapter {adapter.name!r} changes the bias of {name} too, which LoRA does not have.")
+    return weight_matrix(merged) - weight_matrix(layer).float()
+
+
+@torch.no_grad()
+def nearest(updates: Mapping[str, Tensor], rank: int) -> tuple[dict[str, Factors], float]:
+    """The products of `rank` nearest to the updates, and what they lose: a ratio of Frobenius norms over all."""
+    found: dict[str, Factors] = {}
+    whole = lost = 0.0
+    for name, update in updates.items():
+        left, values, right = torch.linalg.svd(update, full_matrices=False)
+        roots = values[:rank].sqrt()
+        found[name] = (roots[:, None] * right[:rank], left[:, :rank] * roots, 1.0)
+        whole += float(values.square().sum())
+        lost += float(values[rank:].square().sum())
+    return found, (lost / whole) ** 0.5 if whole else 0.0

@@ -1,0 +1,162 @@
+"""Combined adapters compute what the combination says, on the weights' changes and not on their factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from smidgen import (
+    METHODS,
+    OFT,
+    Adapter,
+    Houlsby,
+    LoRA,
+    Method,
+    PiSSA,
+    PrefixTuning,
+    PromptTuning,
+    RsLoRA,
+    attach,
+    combine,
+    load,
+)
+from smidgen.combining import merged
+from smidgen.layers import weight_matrix
+from smidgen.updates import changes
+from tests.conftest import build, example, make_batch
+from tests.methods.test_contract import logits
+
+
+def members(methods: Mapping[str, Method], architecture: str = "llama") -> tuple[PreTrainedModel, dict[str, Adapter]]:
+    """A tiny model with adapters of these names, each moved to a place of its own."""
+    model, found = build(architecture), {}
+    for seed, (name, method) in enumerate(methods.items()):
+        found[name] = attach(model, method, name=name)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in found[name].parameters():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model, found
+
+
+@pytest.mark.parametrize("how", ["sum", "mean", "ties", "dare"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("full", "progressive")])
+def test_one_adapter_with_weight_one_is_that_adapter(name: str, how: str) -> None:
+    model, found = members({"mine": example(name, "bert")}, "bert")
+    batch = make_batch("bert")
+    expected = logits(model, batch)
+    made = combine(model, {"mine": 1.0}, name="mix", how=how)  # type: ignore[arg-type]
+    assert made.active
+    assert torch.equal(logits(model, batch), expected)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.zero_()
+    found["mine"].activate()
+    assert torch.equal(logits(model, batch), expected)
+
+
+def test_a_sum_is_of_the_weights_changes_whatever_their_scale_and_rank() -> None:
+    """peft sums factors, which is neither the sum of the updates nor, for one rsLoRA, the member itself."""
+    model, found = members({"a": LoRA(rank=2, alpha=3.0), "b": RsLoRA(rank=4, alpha=5.0), "c": PiSSA(rank=2)})
+    updates = {name: changes(adapter) for name, adapter in found.items()}
+    made = combine(model, {"a": 0.7, "b": -0.2, "c": 1.5}, name="mix")
+    assert [method.name for method in made.methods] == ["lora"]
+    assert made.methods[0].rank == 2 + 4 + 2 * 2
+    for name, change in changes(made).items():
+        expected = 0.7 * updates["a"][name] - 0.2 * updates["b"][name] + 1.5 * updates["c"][name]
+        torch.testing.assert_close(change, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_sum_of_adapters_on_different_layers_is_all_of_them(tmp_path: Path) -> None:
+    model, found = members({"a": LoRA(rank=2, targets="attention"), "b": LoRA(rank=3, targets="feed-forward")})
+    batch = make_batch("llama")
+    together = build("llama")
+    both = attach(together, [LoRA(rank=2, targets="attention"), LoRA(rank=3, targets="feed-forward")])
+    with torch.no_grad():
+        for number, name in enumerate(("a", "b")):
+            for delta, theirs in zip(both.deltas[number], found[name].deltas[0], strict=True):
+                delta.load_state_dict(theirs.state_dict())
+    made = combine(model, {"a": 1.0, "b": 1.0}, name="mix")
+    torch.testing.assert_close(logits(model, batch), logits(together, batch), atol=1e-5, rtol=1e-4)
+    made.save(tmp_path / "mix")
+    again = build("llama")
+    load(again, tmp_path / "mix")
+    assert torch.equal(logits(again, batch), logits(model, batch))
+
+
+def test_heads_are_summed_as_differences_from_the_base_model() -> None:
+    model, found = members({"a": LoRA(rank=2), "b": LoRA(rank=2)}, "bert")
+    base = found["a"].base_parameters()["classifier.weight"]
+    heads = {name: dict(adapter.named_parameters())["classifier.weight"] for name, adapter in found.items()}
+    made = combine(model, {"a": 0.5, "b": 2.0}, name="mix")
+    expected = base + 0.5 * (heads["a"] - base) + 2.0 * (heads["b"] - base)
+    torch.testing.assert_close(dict(made.named_parameters())["classifier.weight"], expected)
+
+
+@pytest.mark.parametrize("method", [Houlsby(), PrefixTuning(length=3), PromptTuning(length=3)])
+def test_a_mean_is_of_the_parameters(method: Method) -> None:
+    model, found = members({"a": method, "b": method}, "bert")
+    made = combine(model, {"a": 3.0, "b": 1.0}, name="mix", how="mean")
+    a, b = (dict(found[name].named_parameters()) for name in ("a", "b"))
+    for name, parameter in made.named_parameters():
+        torch.testing.assert_close(parameter, 0.75 * a[name] + 0.25 * b[name])
+
+
+def test_ties_trims_elects_signs_and_averages_what_agrees() -> None:
+    first = torch.tensor([[4.0, -3.0, 0.1, 2.0]])
+    second = torch.tensor([[2.0, 5.0, -0.2, 0.3]])
+    generator = torch.Generator()
+    found = merged([first, second], [0.5, 0.5], "ties", 0.5, generator)
+    # kept: 4, -3 and 2, 5; the signs elected by 0.5 * (4 + 2) and 0.5 * (-3 + 5)
+    torch.testing.assert_close(found, torch.tensor([[3.0, 5.0, 0.0, 0.0]]))
+
+
+def test_dare_keeps_the_mean_of_what_it_drops() -> None:
+    update = torch.full((200, 200), 0.3)
+    found = merged([update], [1.0], "dare", 0.25, torch.Generator().manual_seed(0))
+    assert found.unique().tolist() == [0.0, pytest.approx(1.2)]
+    assert abs(float(found.mean()) - 0.3) < 0.02
+
+
+@pytest.mark.parametrize("how", ["sum", "ties", "dare"])
+def test_other_changes_of_weights_become_the_nearest_lora(how: str) -> None:
+    model, found = members({"a": LoRA(rank=2), "b": OFT(block_size=8)})
+    updates = {name: changes(adapter) for name, adapter in found.items()}
+    with pytest.raises(ValueError, match="Say which rank its LoRA shall have"):
+        combine(model, {"a": 1.0, "b": 1.0}, name="mix", how=how)  # type: ignore[arg-type]
+    made = combine(model, {"a": 1.0, "b": 1.0}, name="mix", how=how, rank=16, density=1.0)  # type: ignore[arg-type]
+    if how != "ties":
+        for place in made.places[0]:
+            layer = weight_matrix(place.layer)
+            expected = updates["a"][place.name] + updates["b"][place.name]
+            if min(layer.shape) <= 16:
+                torch.testing.assert_close(changes(made)[place.name], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_what_cannot_be_combined_is_refused() -> None:
+    model, _ = members({"a": LoRA(rank=2), "b": PrefixTuning(length=2), "c": PrefixTuning(length=3)})
+    for weights, how, message in (
+        ({}, "sum", "it got none"),
+        ({"d": 1.0}, "sum", "no adapter 'd'. It has: a, b, c"),
+        ({"a": 1.0, "b": 1.0}, "sum", "Say which rank"),
+        ({"b": 1.0, "c": 1.0}, "mean", "of the same techniques and sizes"),
+        ({"a": 0.5}, "mean", None),
+        ({"a": 1.0, "b": 1.0}, "mean", "product of mean factors"),
+        ({"b": 1.0, "c": -1.0}, "mean", "sum to 0"),
+        ({"a": 1.0}, "median", "how must be one of sum, mean, ties, dare"),
+    ):
+        if message is None:
+            combine(model, weights, name="half", how=how)  # type: ignore[arg-type]
+            continue
+        with pytest.raises(ValueError, match=message):
+            combine(model, weights, name="mix", how=how)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="more than a change of weights"):
+        combine(model, {"a": 1.0, "b": 1.0}, name="mix", rank=4)
+    with pytest.raises(ValueError, match="density must be above 0"):
+        combine(model, {"a": 1.0}, name="mix", how="ties", density=0.0)
+    with pytest.raises(ValueError, match="has an adapter 'b' already"):
+        combine(model, {"a": 1.0}, name="b")
