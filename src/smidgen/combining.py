@@ -183,7 +183,7 @@ def _joined(members: Sequence[Adapter], shares: Sequence[float]) -> dict[str, Fa
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for member, share in zip(members, shares, strict=True):
         for _, place, delta in member.entries():
-            a, b, scale = delta.factors()
+            a, b, scale = delta.low_rank_factors()
             parts.setdefault(place.name, []).append((a.detach().float(), share * scale * b.detach().float()))
     return {
         name: (torch.cat([a for a, _ in found]), torch.cat([b for _, b in found], dim=1), 1.0)

@@ -51,14 +51,14 @@ class Delta(nn.Module):
         """What the delta adds to a linear layer's weight, (out, in), in fp32; only techniques that do so have it."""
         raise NotImplementedError
 
-    def factors(self) -> tuple[Tensor, Tensor, float]:
+    def low_rank_factors(self) -> tuple[Tensor, Tensor, float]:
         """A (rank, in), B (out, rank) and s of an update s · B A; only techniques of low rank have them."""
         raise NotImplementedError
 
     @property
     def low_rank(self) -> bool:
-        """Whether the update has `factors`."""
-        return type(self).factors is not Delta.factors
+        """Whether the update has `low_rank_factors`."""
+        return type(self).low_rank_factors is not Delta.low_rank_factors
 
     def merge(self, layer: nn.Module) -> None:
         """Write the delta into the weight of `layer`, in fp32; only techniques that change a weight can."""

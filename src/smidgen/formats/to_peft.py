@@ -180,7 +180,7 @@ def _is_norm_tuning(adapter: Adapter) -> bool:
 
 
 def _lora(adapter: Adapter) -> Written:
-    found = {place.name: delta.factors() for _, place, delta in adapter.entries()}
+    found = {place.name: delta.low_rank_factors() for _, place, delta in adapter.entries()}
     if len(found) < sum(map(len, adapter.places)):
         raise UserError("peft has one LoRA a layer, and here two meet.")
     return _lora_of(found)
@@ -218,7 +218,7 @@ def _by_svd(adapter: Adapter, rank: int) -> Written:
 
 def _dora(part: Layered) -> Written:
     directions = {p.name: d for p, d in zip(part.places, part.deltas, strict=True) if isinstance(d, DoRADelta)}
-    written = _lora_of({name: delta.direction.factors() for name, delta in directions.items()})
+    written = _lora_of({name: delta.direction.low_rank_factors() for name, delta in directions.items()})
     written.config["use_dora"] = True
     written.tensors.update(
         {_name(name, "lora_magnitude_vector"): delta.magnitude for name, delta in directions.items()}

@@ -193,7 +193,7 @@ class AdaLoRADelta(Delta):
         """Scale · P diag(e) Q, (out, in), in fp32."""
         return self.scale * (self.p.float() * self.e.float()) @ self.q.float()
 
-    def factors(self) -> tuple[Tensor, Tensor, float]:
+    def low_rank_factors(self) -> tuple[Tensor, Tensor, float]:
         """The triplets that are left; one of zeros where none is, since no rank is 0."""
         left = self.left()
         left = (

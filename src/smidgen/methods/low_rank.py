@@ -73,7 +73,7 @@ class LowRankDelta(Delta):
         """Scale · B A, (out, in), in fp32."""
         return self.scale * (self.b.float() @ self.a.float())
 
-    def factors(self) -> tuple[Tensor, Tensor, float]:
+    def low_rank_factors(self) -> tuple[Tensor, Tensor, float]:
         """A, B and the scale."""
         return self.a, self.b, self.scale
 

@@ -104,6 +104,6 @@ class PiSSADelta(Delta):
         """B A - B0 A0, (out, in), in fp32."""
         return self.b.float() @ self.a.float() - self.start_b.float() @ self.start_a.float()
 
-    def factors(self) -> tuple[Tensor, Tensor, float]:
+    def low_rank_factors(self) -> tuple[Tensor, Tensor, float]:
         """Twice the rank: what is trained, less where it began."""
         return torch.cat([self.a, self.start_a]), torch.cat([self.b, -self.start_b], dim=1), 1.0

@@ -126,7 +126,7 @@ class VeRADelta(Delta):
         a, b = self.shared.a[:, : self.in_features].float(), self.shared.b[: self.out_features].float()
         return (self.b.float()[:, None] * b) @ (self.d.float()[:, None] * a)
 
-    def factors(self) -> tuple[Tensor, Tensor, float]:
+    def low_rank_factors(self) -> tuple[Tensor, Tensor, float]:
         """The random matrices with their rows scaled."""
         a, b = self.shared.a[:, : self.in_features], self.shared.b[: self.out_features]
         return self.d[:, None] * a, self.b[:, None] * b, 1.0
