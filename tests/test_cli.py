@@ -18,7 +18,7 @@ import transformers
 from smidgen.cli import main
 from tests.process.tiny import save_recipe
 
-COMMANDS = ("demo", "plan", "train", "evaluate", "predict", "compare", "merge", "export", "methods")
+COMMANDS = ("demo", "plan", "train", "evaluate", "predict", "compare", "merge", "export", "explain", "methods")
 
 
 @dataclasses.dataclass
@@ -253,6 +253,15 @@ def test_export_writes_an_adapter_that_peft_loads(trained: Path) -> None:
     assert "as peft has it." in " ".join(done.stdout.split())
     config = json.loads((trained / "exported" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["task_type"]) == ("LORA", "SEQ_CLS")
+
+
+def test_explain_shows_what_was_learned(trained: Path) -> None:
+    done = smidgen(trained, "explain", "out", "--most", "2", "--picture", "learned.svg")
+    assert done.returncode == 0
+    assert "singular values of the update" in " ".join(done.stdout.split())
+    assert (trained / "learned.svg").read_text().startswith("<svg")
+    found = json.loads(smidgen(trained, "explain", "out", "--json").stdout)
+    assert {"technique", "place", "about", "values"} == found[0].keys()
 
 
 def test_techniques_that_cannot_be_merged_say_so(tmp_path: Path) -> None:

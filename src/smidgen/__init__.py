@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from smidgen.combining import combine
     from smidgen.delta import Delta, Method
     from smidgen.errors import UserError
+    from smidgen.explaining import explain
     from smidgen.formats.to_peft import save_peft
     from smidgen.methods import (
         HRA,
@@ -56,6 +57,7 @@ _HOME = {
     "UserError": "smidgen.errors",
     "attach": "smidgen.attaching",
     "combine": "smidgen.combining",
+    "explain": "smidgen.explaining",
     "load": "smidgen.attaching",
     "parameter_groups": "smidgen.rates",
     "rows": "smidgen.routing",
@@ -104,6 +106,7 @@ __all__ = [
     "VeRA",
     "attach",
     "combine",
+    "explain",
     "load",
     "parameter_groups",
     "rows",

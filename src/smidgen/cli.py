@@ -245,6 +245,34 @@ def export(
 
 
 @app.command()
+def explain(
+    run: RunFolder,
+    most: Annotated[int, typer.Option(min=1, help="How many values of each place.")] = 8,
+    picture: Annotated[Path | None, typer.Option(help="An SVG file to draw them in.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run's adapter has learned: a prompt's nearest words, spectra of updates, the strongest scales.
+
+    Example: `smidgen explain runs/recipe --picture learned.svg`
+    """
+    from smidgen.explaining import explain as explained
+    from smidgen.files import write_text
+    from smidgen.process.job import reopen
+    from smidgen.report.explained import as_picture, as_text
+
+    job = reopen(run)
+    found = explained(job.adapter, job.tokenizer, most=most)
+    if not found:
+        raise UserError(f"What {job.adapter.methods[0].title} has learned has no words, no spectrum and no scales.")
+    if picture is not None:
+        write_text(picture, as_picture(found, f"What {job.adapter.name} has learned"))
+    if as_json:
+        _print_json([vars(explanation) for explanation in found])
+    else:
+        _print(as_text(found))
+
+
+@app.command()
 def methods(as_json: AsJson = False) -> None:
     """List the techniques: what they are, where they were published, and their options with the defaults.
 
