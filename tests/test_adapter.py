@@ -399,3 +399,39 @@ def test_prefixes_are_refused_on_an_encoder_decoder() -> None:
 def test_a_malformed_pattern_is_told() -> None:
     with pytest.raises(ValueError, match=r"also_train='\(' is no pattern: "):
         attach(build("bert"), LoRA(), also_train="(")
+
+
+def test_a_bfloat16_model_is_saved_and_loaded(tmp_path: Path) -> None:
+    """The fingerprint takes a sample of each large weight, which is a view of it where no number is converted."""
+    config = transformers.BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128)
+    torch.manual_seed(0)
+    state = transformers.BertForSequenceClassification(config).state_dict()
+    models = [transformers.BertForSequenceClassification(config).to(dtype) for dtype in (torch.bfloat16, torch.float32)]
+    for model in models:
+        model.load_state_dict(state)
+    attach(models[0], LoRA(rank=2)).save(tmp_path / "saved")
+    assert smidgen.load(models[1], tmp_path / "saved").name == "default"
+
+
+def test_a_handle_whose_adapter_is_gone_says_so_and_changes_nothing() -> None:
+    model, batch = build("bert"), make_batch("bert")
+    merged = attach(model, LoRA(rank=2), name="merged")
+    disturb(merged)
+    merged.merge()
+    gone = attach(model, LoRA(rank=2), name="gone")
+    gone.detach()
+    expected = logits(model, batch)
+    for adapter in (merged, gone):
+        for use in (adapter.merge, adapter.detach, adapter.activate, adapter.deactivate, adapter.disabled().__enter__):
+            with pytest.raises(RuntimeError, match="is no longer on the model"):
+                use()
+        with pytest.raises(RuntimeError, match="is no longer on the model"):
+            adapter.save("nowhere")
+    assert torch.equal(logits(model, batch), expected)
+    assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize("given", ["lora", LoRA, [LoRA(), "head"]])
+def test_what_is_no_technique_is_refused(given: object) -> None:
+    with pytest.raises(TypeError, match=r"attach takes techniques such as LoRA\(rank=8\)"):
+        attach(build("bert"), given)  # type: ignore[arg-type]

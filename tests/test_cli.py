@@ -208,7 +208,8 @@ def test_methods_lists_all_techniques(tmp_path: Path) -> None:
 )
 def test_a_mistake_is_one_message_and_status_2(trained: Path, arguments: list[str], words: str) -> None:
     before = sorted(trained.rglob("*"))
-    failed = smidgen(trained, *arguments)
+    elsewhere = ["--set", "output=elsewhere"] if arguments[0] == "train" and "output=fresh" not in arguments else []
+    failed = smidgen(trained, *arguments, *elsewhere)
     assert failed.returncode == 2, failed.stderr
     assert words in failed.stderr
     assert failed.stderr.startswith("smidgen: ")
@@ -278,3 +279,30 @@ def test_a_decoder_answers_in_text(tmp_path: Path) -> None:
     assert smidgen(tmp_path, "train", "recipe.yaml", "--quiet").returncode == 0
     answer = json.loads(smidgen(tmp_path, "predict", "out", given="the day\n").stdout)
     assert set(answer) == {"text", "answer"}
+
+
+def test_a_finished_run_of_another_recipe_is_not_written_over(trained: Path) -> None:
+    before = (trained / "out" / "metrics.json").read_bytes()
+    refused = smidgen(trained, "train", "out/recipe.yaml", "--set", "technique=houlsby")
+    assert refused.returncode == 2
+    assert "holds a finished run of another recipe" in refused.stderr
+    assert (trained / "out" / "metrics.json").read_bytes() == before
+
+
+def test_data_that_changed_after_training_are_not_scored_as_unseen(trained: Path) -> None:
+    data = next(trained.glob("*.csv"))
+    before = data.read_text()
+    try:
+        data.write_text(before + before.splitlines()[-1].replace("the", "one") + "\n")
+        refused = smidgen(trained, "evaluate", "out")
+    finally:
+        data.write_text(before)
+    assert refused.returncode == 2
+    assert "The data have changed since the adapter was trained" in refused.stderr
+    assert smidgen(trained, "evaluate", "out").returncode == 0
+
+
+def test_a_name_that_lacks_embedded_is_told(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("model: minilm\ndata: {train: embedded:tweets}\n")
+    failed = smidgen(tmp_path, "plan", "r.yaml")
+    assert "Did you mean 'embedded:minilm'?" in failed.stderr

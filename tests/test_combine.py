@@ -113,6 +113,10 @@ def test_ties_trims_elects_signs_and_averages_what_agrees() -> None:
     found = merged([first, second], [0.5, 0.5], "ties", 0.5, generator)
     # kept: 4, -3 and 2, 5; the signs elected by 0.5 * (4 + 2) and 0.5 * (-3 + 5)
     torch.testing.assert_close(found, torch.tensor([[3.0, 5.0, 0.0, 0.0]]))
+    found = merged([torch.tensor([[10.0, 1.0]]), torch.tensor([[1.0, -3.0]])], [0.5, -1.0], "ties", 1.0, generator)
+    torch.testing.assert_close(found, torch.tensor([[10.0, 3.5 / 1.5]]))  # 5 against -1; 0.5 and 3 agree
+    found = merged([torch.tensor([[4.0, 1.0]]), torch.tensor([[2.0, 3.0]])], [1.0, 1.0], "ties", 1.0, generator)
+    torch.testing.assert_close(found, torch.tensor([[3.0, 2.0]]))
 
 
 def test_dare_keeps_the_mean_of_what_it_drops() -> None:

@@ -125,8 +125,44 @@ def test_what_rows_refuses() -> None:
         pass
     with pytest.raises(ValueError, match="it got none"), rows(model, []):
         pass
-    with rows(model, ["mine", None, "mine"]), pytest.raises(ValueError, match="3 rows, and a layer .* computes 4"):
+    with rows(model, ["mine", None, "mine"]), pytest.raises(ValueError, match="3 rows, and the batch has 4"):
         model(**make_batch("bert"))
+
+
+def test_inside_rows_the_active_adapter_is_not_changed() -> None:
+    model = build("bert")
+    adapter = two(model, LoRA(rank=2), LoRA(rank=3))["one"]
+    with rows(model, NAMES):
+        for use in (adapter.activate, adapter.detach, adapter.merge, adapter.disabled().__enter__):
+            with pytest.raises(RuntimeError, match=r"Inside rows\(\)"):
+                use()
+        with pytest.raises(RuntimeError, match=r"Inside rows\(\)"), rows(model, NAMES):
+            pass
+    with rows(model, ["one", None]), pytest.raises(ValueError, match="2 rows, and the batch has 4"):
+        model(**make_batch("bert"))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_model_s_own_loss_counts_no_label_that_a_row_alone_does_not_have(architecture: str) -> None:
+    model, batch = build(architecture), make_batch(architecture)
+    del batch["attention_mask"]
+    batch["labels"] = batch["input_ids"].clone()
+    adapters = two(model, PromptTuning(length=4), LoRA(rank=2))
+    total, count = 0.0, 0
+    for row, name in enumerate(NAMES):
+        part = {key: value[row : row + 1] for key, value in batch.items()}
+        labels = part["labels"].shape[1] - (name != "one")  # after a prompt the first token is predicted too
+        chosen = adapters["one" if name is None else name]
+        chosen.activate()
+        with torch.no_grad():
+            if name is None:
+                with chosen.disabled():
+                    loss = model(**part).loss
+            else:
+                loss = model(**part).loss
+        total, count = total + float(loss) * labels, count + labels
+    with rows(model, NAMES), torch.no_grad():
+        assert float(model(**batch).loss) == pytest.approx(total / count, abs=1e-4)
 
 
 def test_what_was_active_is_active_again_even_after_an_error() -> None:

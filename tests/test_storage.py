@@ -243,3 +243,15 @@ def test_the_size_on_disk_is_known_before(method: LoRA, tmp_path: Path) -> None:
     adapter.save(tmp_path / "saved")
     header = (tmp_path / "saved" / "adapter.safetensors").stat().st_size - adapter.disk_bytes
     assert 0 < header < 10_000
+
+
+def test_a_manifest_that_was_edited_is_refused(tmp_path: Path) -> None:
+    attach(build("bert"), LoRA(rank=2)).save(tmp_path / "saved")
+    file = tmp_path / "saved" / "adapter.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps(manifest))  # another layout is no other content
+    load(build("bert"), tmp_path / "saved")
+    manifest["techniques"][0]["fields"]["alpha"] = 32.0
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="was changed after it was saved"):
+        load(build("bert"), tmp_path / "saved")

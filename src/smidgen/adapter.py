@@ -30,6 +30,12 @@ def active_adapter(model: nn.Module) -> Adapter | None:
     return next((adapter for adapter in adapters(model).values() if adapter.active), None)
 
 
+def check_not_routed(model: nn.Module) -> None:
+    """Raise a RuntimeError inside `rows`, where each row has its adapter already."""
+    if vars(model).get("_smidgen_routed"):
+        raise RuntimeError("Inside rows() each row has its own adapter; leave it before changing which one is active.")
+
+
 class Adapter:
     """What `attach` put on a model.
 
@@ -63,7 +69,7 @@ class Adapter:
         model.requires_grad_(False)
         self._own = OwnParameters(model, own, keep_base=all(m.keeps_base for m in self.methods))
         model.add_module(self._own_key, self._own)
-        self.active = True
+        self.active = self.serving = True
         self._own_labels = self._base_labels = (model.config.id2label, model.config.label2id)
         self._frozen: list[nn.Parameter] = []  # what a user froze, while the adapter is not active
         for method, place, delta in self.entries():
@@ -90,7 +96,14 @@ class Adapter:
 
     def _check_places(self) -> None:
         taken: set[tuple[str, str]] = set()
+        changed: set[str] = set()
         for method, place, _ in self.entries():
+            if method.needs_plain_output and place.name in changed:
+                raise ValueError(
+                    f"{method.title} reads the weight of {place.name}, whose output another technique changes before. "
+                    f"Put {method.title} first."
+                )
+            changed.update({place.name} if place.side == "output" else ())
             if (method.name, place.name) in taken:
                 raise ValueError(
                     f"Two {method.title} techniques of one adapter meet at {place.name}. Give them other targets."
@@ -200,6 +213,13 @@ class Adapter:
             for name, tensor in tensors.items():
                 tensor.copy_(state[name])
 
+    def _check_on_model(self) -> None:
+        check_not_routed(self.model)
+        if adapters(self.model).get(self.name) is not self:
+            raise RuntimeError(
+                f"Adapter {self.name!r} is no longer on the model: it was merged or detached. Attach or load it again."
+            )
+
     def check_gradients(self) -> None:
         """Raise unless every delta got a gradient; call it after the first backward.
 
@@ -225,8 +245,9 @@ class Adapter:
         """Let the model compute without this adapter, which does not train then.
 
         Raises:
-            RuntimeError: the adapter trains the model in place and did not keep the original weights.
+            RuntimeError: the adapter trains the model in place and did not keep the original weights, or it is gone.
         """
+        self._check_on_model()
         if not self.active:
             return
         if not self._own.keep_base:
@@ -242,6 +263,7 @@ class Adapter:
 
     def activate(self) -> None:
         """Let the model compute with this adapter and train it; the one that was active before no longer is."""
+        self._check_on_model()
         if self.active:
             return
         other = active_adapter(self.model)
@@ -265,17 +287,21 @@ class Adapter:
         kept = {id(parameter) for parameter in self._frozen}
         for parameter in self.parameters():
             parameter.requires_grad_(active and id(parameter) not in kept)
+        self.serving = active
+        if active:
+            stepping.schedule(self)
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
         """Inside, no adapter is active: the base model's own answer, to the bit."""
+        self._check_on_model()
         active = active_adapter(self.model)
         if active is not None:
             active.deactivate()
         try:
             yield
         finally:
-            if active is not None:
+            if active is not None and adapters(self.model).get(active.name) is active:
                 active.activate()
 
     def detach(self) -> PreTrainedModel:
@@ -292,7 +318,9 @@ class Adapter:
         Raises:
             ValueError: one of its techniques is not an update of a weight, a weight is quantized or tied, or
                 another adapter is attached, which was trained without this one; nothing is changed then.
+            RuntimeError: it is no longer on the model.
         """
+        self._check_on_model()
         fixed = dict.fromkeys(method.title for method, _, delta in self.entries() if not delta.mergeable)
         if fixed:
             raise ValueError(
@@ -338,6 +366,7 @@ class Adapter:
             hooks.remove(place.layer, self._key(method))
         del self.model._modules[self._own_key]
         del adapters(self.model)[self.name]
+        stepping.forget(self)
         self._wire()
         if not adapters(self.model):
             trainable = set(vars(self.model).pop("_smidgen_trainable"))
@@ -362,6 +391,7 @@ class Adapter:
             metrics: scores to keep beside the weights, as JSON.
             labels: the head's label names; default: the model's own.
         """
+        self._check_on_model()
         storage.save(self, Path(path), metrics or {}, labels)
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from smidgen import storage, targets
-from smidgen.adapter import Adapter, active_adapter, adapters
+from smidgen.adapter import Adapter, active_adapter, adapters, check_not_routed
 from smidgen.delta import Method
 from smidgen.manifest import NAME
 from smidgen.own import head_names, own_parameters
@@ -50,7 +50,9 @@ def attach(
             the model is then as it was.
         RuntimeError: the adapter that is active now cannot be deactivated (see `Adapter.deactivate`).
     """
-    methods = (methods,) if isinstance(methods, Method) else tuple(methods)
+    methods = (methods,) if isinstance(methods, (Method, type, str)) else tuple(methods)
+    if wrong := [method for method in methods if not isinstance(method, Method)]:
+        raise TypeError(f"attach takes techniques such as LoRA(rank=8), or a list of them; got {wrong[0]!r}.")
     if not methods:
         raise ValueError("No technique was given. Pass one, such as LoRA(rank=8), or a list of them.")
     check_name(model, name)
@@ -101,6 +103,7 @@ def load(
 @contextlib.contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
     """Inside, no adapter is active, so that a new one sees the base model; if it fails, all is as it was."""
+    check_not_routed(model)
     active = active_adapter(model)
     if active is not None:
         active.deactivate()

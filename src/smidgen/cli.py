@@ -137,16 +137,20 @@ def train(
     """
     from smidgen.process.job import prepare
     from smidgen.process.recipe import load_recipe
-    from smidgen.process.run import run
+    from smidgen.process.run import check_output, run
     from smidgen.report.terminal import plan_lines, score_lines
 
-    job = prepare(load_recipe(recipe, set_ or []))
+    loaded = load_recipe(recipe, set_ or [])
+    check_output(loaded, resume=resume)
+    job = prepare(loaded)
     if not (quiet or as_json):
         _print(*job.notes, *plan_lines(job.plan()))
     metrics = run(job, resume=resume, quiet=quiet or as_json)
     if as_json:
         _print_json(metrics)
         return
+    if len(metrics["curve"]) > 1:
+        _print(f"Kept: epoch {metrics['best_epoch']} of {len(metrics['curve'])}, the best on the validation rows")
     _print(*score_lines(metrics["test"]), f"The adapter is in {Path(job.recipe.output) / 'adapter'}")
 
 
@@ -304,8 +308,9 @@ def _compare(recipe: Recipe, command: str, *, at_once: int = 1, as_json: bool) -
         _print_json(result)
     else:
         _print("", result["advice"], f"\nThe page: {Path(recipe.output) / 'report.html'}")
-    if all(row["status"] == "failed" for row in result["techniques"]):
-        raise UserError("Every technique failed; the errors are in the table above and in the page.")
+    failed = [row["title"] for row in result["techniques"] if row["status"] == "failed"]
+    if failed:
+        raise UserError(f"{len(failed)} of {len(result['techniques'])} techniques failed: {', '.join(failed)}.")
 
 
 def _is_first() -> bool:

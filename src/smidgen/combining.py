@@ -19,7 +19,7 @@ from smidgen.delta import Delta, Method
 from smidgen.methods import LoRA
 from smidgen.methods.low_rank import LowRankDelta
 from smidgen.targets import Place, exact
-from smidgen.updates import Factors, changes, nearest
+from smidgen.updates import Factors, changes, compact, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +44,7 @@ def combine(
     - `mean`: of the parameters, for adapters of the same techniques and sizes (bottlenecks, prompts, prefixes); the
       weights are divided by their sum.
     - `ties` (Yadav et al., 2023, arXiv:2306.01708): each change is cut to its largest numbers, a sign is elected for
-      each place, and those that agree with it are averaged.
+      each place, and those that agree with it are averaged, by their weights.
     - `dare` (Yu et al., 2024, arXiv:2311.03099): each change keeps a random share of its numbers, enlarged by as much,
       and they are summed.
 
@@ -65,6 +65,8 @@ def combine(
     """
     members = _members(model, weights)
     check_name(model, name)
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}.")
     if how not in get_args(How):
         raise ValueError(f"how must be one of {', '.join(get_args(How))}, got {how!r}.")
     if not 0 < density <= 1:
@@ -74,20 +76,19 @@ def combine(
         if not sum(shares):
             raise ValueError(f"The weights {shares} sum to 0, so that there is no mean.")
         shares = [share / sum(shares) for share in shares]
-    own = _own(members, shares, how, density, seed)
-    if len(members) == 1 and shares == [1.0]:
-        made = _copied(members[0])
-    elif how == "mean":
-        made = _mean(members, shares)
-    else:
-        made = _as_lora(model, _factors(members, shares, how, rank, density, seed))
     labels = members[0].labels if members[0].head_names else None
-    with alone(model):
+    with alone(model):  # what weights change is their change of the base model's
+        own = _own(members, shares, how, density, seed)
+        if (len(members) == 1 and shares == [1.0]) or not any(map(len, members[0].places)):
+            made = _copied(members[0])
+        elif how == "mean":
+            made = _mean(members, shares)
+        else:
+            made = _as_lora(model, _factors(members, shares, how, rank, density, seed))
         adapter = Adapter(model, name, *made, list(own))
-    with torch.no_grad():
-        parameters = dict(adapter.named_parameters())
-        for key, value in own.items():
-            parameters[key].copy_(value)
+    for key, parameter in adapter.named_parameters():
+        if key in own:
+            parameter.data = own[key].to(dict(members[0].named_parameters())[key].dtype, copy=True)
     if labels:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: number for number, label in enumerate(labels)}
@@ -129,10 +130,10 @@ def _copied(member: Adapter) -> Made:
 
 def _mean(members: Sequence[Adapter], shares: Sequence[float]) -> Made:
     first = members[0]
-    if products := [method.title for method, _, delta in first.entries() if type(delta).update is not Delta.update]:
+    if products := [method.title for method, _, delta in first.entries() if delta.mergeable]:
         raise ValueError(
-            f"{products[0]}'s update is a product, and the product of mean factors is not the mean of the updates. Use "
-            "how='sum' with weights that sum to 1."
+            f"{products[0]} changes weights by a product, and the product of mean factors is not the mean of the "
+            "changes. Use how='sum' with weights that sum to 1."
         )
     shapes = {name: parameter.shape for name, parameter in first.named_parameters()}
     for other in members[1:]:
@@ -185,10 +186,11 @@ def _joined(members: Sequence[Adapter], shares: Sequence[float]) -> dict[str, Fa
         for _, place, delta in member.entries():
             a, b, scale = delta.low_rank_factors()
             parts.setdefault(place.name, []).append((a.detach().float(), share * scale * b.detach().float()))
-    return {
+    joined = {
         name: (torch.cat([a for a, _ in found]), torch.cat([b for _, b in found], dim=1), 1.0)
         for name, found in parts.items()
     }
+    return {name: compact(factors) for name, factors in joined.items()}
 
 
 def merged(
@@ -204,11 +206,11 @@ def merged(
         generator: draws what "dare" keeps.
     """
     if how == "ties":
-        kept = [_largest(update, density) for update in updates]
-        elected = torch.sign(_weighted(kept, shares))
+        kept = [share * _largest(update, density) for update, share in zip(updates, shares, strict=True)]
+        elected = torch.sign(torch.stack(kept).sum(0))
         agreeing = [torch.where(torch.sign(update) == elected, update, 0.0) for update in kept]
-        weight = _weighted([(update != 0).float() for update in agreeing], shares)
-        return sum(shares) * _weighted(agreeing, shares) / weight.clamp_min(1e-12)
+        sizes = [abs(share) * (update != 0) for update, share in zip(agreeing, shares, strict=True)]
+        return torch.stack(agreeing).sum(0) / torch.stack(sizes).sum(0).clamp_min(1e-12)
     if how == "dare":
         masks = [torch.rand(update.shape, generator=generator).to(update.device) < density for update in updates]
         updates = [update * mask / density for update, mask in zip(updates, masks, strict=True)]

@@ -93,6 +93,7 @@ class Method:
         title: its name for people.
         paper: where it was published.
         site: where its deltas act.
+        needs_plain_output: whether its deltas must be the first on a layer's output, whose weight they read.
         head_learning_rate: of the task head, which is learned with any technique; None: as the rest.
         learning_rates: AdamW's rate to start from, for an "encoder" (22-125 M) and a "decoder" (100 M-1 B).
     """
@@ -102,6 +103,7 @@ class Method:
     paper: ClassVar[str]
     site: ClassVar[Site] = "layer"
     learning_rates: ClassVar[dict[str, float]]
+    needs_plain_output: ClassVar[bool] = False
     head_learning_rate: ClassVar[float | None] = 2e-3
 
     def __post_init__(self) -> None:

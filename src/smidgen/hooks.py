@@ -147,12 +147,14 @@ def run_deltas(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
 
 def run_input_deltas(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The one forward pre-hook: passes a layer's first input through the active deltas of its input."""
+    deltas = [delta for delta in active_deltas(layer) if delta.side == "input"]
+    if not deltas:
+        return inputs
     if not inputs:
         raise RuntimeError(f"A {type(layer).__name__} is called without positional arguments; its input has no delta.")
     hidden = inputs[0]
-    for delta in active_deltas(layer):
-        if delta.side == "input":
-            hidden = _run(delta, layer, inputs, hidden)
+    for delta in deltas:
+        hidden = _run(delta, layer, inputs, hidden)
     return (hidden, *inputs[1:])
 
 

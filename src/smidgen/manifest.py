@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -71,6 +72,7 @@ class Manifest(_Part):
         labels: the head's label names.
         metrics: scores that the writer wanted to keep.
         sha256: of each other file.
+        digest: of everything else in this one.
     """
 
     format: Literal[1]
@@ -82,11 +84,20 @@ class Manifest(_Part):
     labels: Names | None
     metrics: dict[str, Any]
     sha256: dict[Literal["adapter.safetensors"], Digest]
+    digest: Digest | None = None
 
     def write(self, folder: Path) -> None:
         """Write adapter.json into a folder."""
-        text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(
+            {**self.model_dump(), "digest": self.digest_of()}, indent=2, ensure_ascii=False, allow_nan=False
+        )
         (folder / FILE).write_text(text + "\n", "utf-8")
+
+    def digest_of(self) -> str:
+        """The SHA-256 of everything else in the file, whatever its layout."""
+        fields = self.model_dump(exclude={"digest"})
+        canonical = json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def read(folder: Path) -> Manifest:
@@ -105,7 +116,10 @@ def read(folder: Path) -> Manifest:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}; it is not an adapter, or was not written completely.")
     try:
-        return Manifest.model_validate(files.read_json(folder / FILE))
+        found = Manifest.model_validate(files.read_json(folder / FILE))
+        if found.digest != found.digest_of():
+            raise UserError(f"{folder / FILE} was changed after it was saved (its SHA-256 differs). Copy it again.")
+        return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"

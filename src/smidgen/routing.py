@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from smidgen.adapter import Adapter, active_adapter, adapters
+from smidgen.adapter import Adapter, active_adapter, adapters, check_not_routed
 from smidgen.hooks import Route
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def rows(model: PreTrainedModel, names: Sequence[str | None]) -> Iterator[None]:
     """Inside, each row of a batch has the adapter that is named for it; None: the base model.
 
     A row's result equals that of the adapter alone on it. In training, each adapter gets the gradients of its rows.
-    `generate` may widen the batch, as beams do: the rows that come from one text keep its adapter.
+    `generate` may widen the batch, as beams do: the rows that come from one text keep its adapter. With gradient
+    checkpointing, call `backward` inside as well. Not to be used from several threads at once, nor nested.
 
     Args:
         model: the model that the adapters are on.
@@ -34,8 +35,10 @@ def rows(model: PreTrainedModel, names: Sequence[str | None]) -> Iterator[None]:
 
     Raises:
         ValueError: there is no adapter of a name, none is named, or an adapter's place does not see rows.
-        RuntimeError: the adapter that is active now cannot be deactivated (see `Adapter.deactivate`).
+        RuntimeError: the adapter that is active now cannot be deactivated (see `Adapter.deactivate`), or this is inside
+            another `rows`.
     """
+    check_not_routed(model)
     known = adapters(model)
     wanted = [name for name in dict.fromkeys(names) if name is not None]
     if unknown := [name for name in wanted if name not in known]:
@@ -49,7 +52,13 @@ def rows(model: PreTrainedModel, names: Sequence[str | None]) -> Iterator[None]:
     if before is not None:
         before.deactivate()
     handles: list[RemovableHandle] = []
+    vars(model)["_smidgen_routed"] = True
+    own_generate = vars(model).get("generate")
+    batches = _Batches(model, len(names))
     try:
+        handles.append(model.register_forward_pre_hook(batches.check, with_kwargs=True))
+        if hasattr(model, "generate"):
+            vars(model)["generate"] = batches.generate
         for adapter in used:
             route = Route(adapter.name, names)
             adapter.serve(active=True, route=route)
@@ -60,8 +69,37 @@ def rows(model: PreTrainedModel, names: Sequence[str | None]) -> Iterator[None]:
             handle.remove()
         for adapter in used:
             adapter.serve(active=False)
+        for key, value in (("_smidgen_routed", None), ("generate", own_generate)):
+            vars(model).pop(key, None)
+            if value is not None:
+                vars(model)[key] = value
         if before is not None:
             before.activate()
+
+
+class _Batches:
+    """Whether a batch has the rows that adapters are named for; `generate` alone may have several for each."""
+
+    def __init__(self, model: PreTrainedModel, count: int) -> None:
+        self.count, self._generating = count, False
+        self._generate: Any = getattr(model, "generate", None)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As the model's own."""
+        self._generating = True
+        try:
+            return self._generate(*args, **kwargs)
+        finally:
+            self._generating = False
+
+    def check(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise a ValueError for another number of rows."""
+        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
+        if given is None or given.shape[0] == self.count or (self._generating and given.shape[0] % self.count == 0):
+            return
+        raise ValueError(
+            f"rows names adapters for {self.count} rows, and the batch has {given.shape[0]}. Give a name for each row."
+        )
 
 
 def _check_places(adapter: Adapter) -> None:

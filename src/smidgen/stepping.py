@@ -58,6 +58,11 @@ def watch(adapter: Adapter) -> None:
         _listen_to_optimizers()
 
 
+def forget(adapter: Adapter) -> None:
+    """No longer let it hear of steps: it has left its model."""
+    _watched.discard(adapter)
+
+
 def schedule(adapter: Adapter) -> None:
     """Put the adapter in the state that its techniques' schedules have at its clock's step."""
     for method, deltas in zip(adapter.methods, adapter.deltas, strict=True):
@@ -88,17 +93,29 @@ def _listen_to_optimizers() -> None:
 
 
 def _before(optimizer: Optimizer, *_: Any) -> None:
+    if _overflowed(optimizer):
+        return
     for adapter in _trained_by(optimizer):
         for method, deltas in zip(adapter.methods, adapter.deltas, strict=True):
             method.before_step(adapter, deltas, optimizer)
 
 
 def _after(optimizer: Optimizer, *_: Any) -> None:
+    if _overflowed(optimizer):
+        return
     for adapter in _trained_by(optimizer):
         adapter.clock.step += 1
-        schedule(adapter)
+        if adapter.serving:
+            schedule(adapter)
+
+
+def _overflowed(optimizer: Optimizer) -> bool:
+    """Whether a fused optimizer was told by a GradScaler that this step changes nothing."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
 
 
 def _trained_by(optimizer: Optimizer) -> list[Adapter]:
+    """The adapters whose first parameter it trains: of several optimizers of one adapter, one is its clock."""
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    return [adapter for adapter in _watched if any(id(parameter) in trained for parameter in adapter.parameters())]
+    return [adapter for adapter in _watched if id(next(adapter.parameters(), None)) in trained]

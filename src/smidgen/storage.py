@@ -257,7 +257,7 @@ def fingerprint(model: PreTrainedModel, without: Sequence[str]) -> str:
         if name in without:
             continue
         flat = original.get(name, parameter).detach().flatten()
-        sample = flat[:: max(1, flat.numel() // _SAMPLE)].to(torch.bfloat16).to("cpu")
+        sample = flat[:: max(1, flat.numel() // _SAMPLE)].to("cpu", torch.bfloat16).contiguous()
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

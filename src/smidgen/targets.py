@@ -183,7 +183,7 @@ def _check_experts(model: nn.Module, role: str, block: str) -> None:
         f"{block}.{name}.{parameter}"
         for name, module in own_modules(model.get_submodule(block))
         for parameter, value in module.named_parameters(recurse=False)
-        if value.dim() == 3
+        if value.dim() == 3 and "expert" in f"{name}.{parameter}"
     ]
     if stacked:
         instead = {"feed-forward-out": None, "all-linear": "attention", "feed-forward": "attention"}

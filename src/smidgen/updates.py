@@ -54,3 +54,13 @@ def nearest(updates: Mapping[str, Tensor], rank: int) -> tuple[dict[str, Factors
         whole += float(values.square().sum())
         lost += float(values[rank:].square().sum())
     return found, (lost / whole) ** 0.5 if whole else 0.0
+
+
+@torch.no_grad()
+def compact(factors: Factors) -> Factors:
+    """The same update with a rank no larger than the layer's smaller side."""
+    a, b, scale = factors
+    size = min(a.shape[1], b.shape[0])
+    if a.shape[0] <= size:
+        return factors
+    return nearest({"": scale * (b.float() @ a.float())}, size)[0][""]

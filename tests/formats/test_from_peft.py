@@ -34,6 +34,9 @@ CONFIGS: dict[str, Config] = {
     "loha": lambda at: peft.LoHaConfig(r=3, alpha=6, **at),
     "lokr": lambda at: peft.LoKrConfig(r=2, alpha=6, **at),
     "lokr, factor": lambda at: peft.LoKrConfig(r=2, alpha=6, decompose_factor=4, **at),
+    "lokr, patterns": lambda at: peft.LoKrConfig(
+        r=16, alpha=6, rank_pattern={str(at["target_modules"][0]): 12}, alpha_pattern={"0": 3}, **at
+    ),
     "miss": lambda at: peft.MissConfig(r=4, **at),
     "oft, series": lambda at: peft.OFTConfig(oft_block_size=8, **at),
     "oft, exact": lambda at: peft.OFTConfig(oft_block_size=8, use_cayley_neumann=False, **at),
@@ -147,6 +150,7 @@ def change(folder: Path, **fields: object) -> None:
     [
         ("lora", {"peft_type": "BOFT"}, "peft_type=BOFT has no counterpart here; known: LORA, ADALORA"),
         ("lora", {"lora_bias": True}, "its lora_bias=True has no counterpart here"),
+        ("lora", {"init_lora_weights": "pissa"}, "changed the weights of the base model"),
         ("lora", {"layer_replication": [[0, 2]]}, "its layer_replication="),
         ("lora", {"alpha_pattern": {"^(a+)+$": 3}}, "is a regular expression, which is not run"),
         ("lora", {"target_parameters": ["experts.weight"]}, "parameters that no layer of their own has"),

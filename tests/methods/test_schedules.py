@@ -234,3 +234,30 @@ def test_a_copy_of_a_model_goes_on_by_itself() -> None:
     adapter = vars(twin)["_smidgen_adapters"]["default"]
     train(twin, adapter, 6)
     assert sum(ranks(adapter)) == 2 * 18
+
+
+def test_a_step_that_a_scaler_skips_and_a_second_optimizer_are_not_counted() -> None:
+    model = build("bert")
+    adapter = attach(model, AdaLoRA(rank=2, start_rank=3))
+    adapter.clock.steps = 10
+    deltas = [p for n, p in adapter.named_parameters() if n not in adapter.head_names]
+    head = [p for n, p in adapter.named_parameters() if n in adapter.head_names]
+    first, second = torch.optim.SGD(deltas, lr=0.1), torch.optim.SGD(head, lr=0.1)
+    model(**make_batch("bert")).loss.backward()
+    first.step()
+    second.step()
+    assert adapter.clock.step == 1
+    first.found_inf = torch.ones(1)
+    first.step()
+    assert adapter.clock.step == 1
+
+
+def test_an_adapter_that_left_is_not_heard() -> None:
+    model = build("bert")
+    left = attach(model, Progressive(keep_base=True))
+    left.detach()
+    after = attach(model, LoRA(rank=2))
+    model(**make_batch("bert")).loss.backward()
+    torch.optim.SGD(list(model.parameters()), lr=0.1).step()
+    assert left.clock.step == 0
+    assert all(parameter.requires_grad for parameter in after.parameters())

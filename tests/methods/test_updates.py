@@ -175,6 +175,20 @@ def test_dora_s_norm_is_constant_in_the_backward_pass() -> None:
     torch.testing.assert_close(delta.direction.a.grad, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_dora_wants_to_be_first_on_a_layer_and_merges_a_row_of_zeros() -> None:
+    with pytest.raises(ValueError, match="Put DoRA first"):
+        attach(build("bert"), [LoRA(rank=2, targets=QUERY), DoRA(rank=2, targets=QUERY)])
+    model = build("bert")
+    layer = model.bert.encoder.layer[0].attention.self.query
+    with torch.no_grad():
+        layer.weight[0] = 0.0
+    adapter = attach(model, [DoRA(rank=2, targets=QUERY), LoRA(rank=2, targets=QUERY)])
+    with torch.no_grad():
+        expected = layer(torch.ones(1, 32))
+        adapter.merge()
+        torch.testing.assert_close(layer(torch.ones(1, 32)), expected)
+
+
 def test_vera_s_matrices_follow_from_the_seed() -> None:
     first, again, other = (layer_with(VeRA(rank=6, seed=seed, targets=QUERY))[1] for seed in (1, 1, 2))
     assert torch.equal(first.shared.a, again.shared.a)

@@ -77,7 +77,11 @@ def test_a_loss_is_better_when_lower() -> None:
     [
         ([row("lora", 0.8), row("head", 0.7)], "lora", "Add `full` to the comparison"),
         ([FULL], None, "No technique but full fine-tuning was measured."),
-        ([{"name": "lora", "status": "failed"}], None, "No technique was measured."),
+        (
+            [{"name": "lora", "title": "LoRA", "status": "failed"}],
+            None,
+            "measured. Not compared, since it failed: LoRA.",
+        ),
     ],
 )
 def test_what_is_missing_is_said(rows: list[dict[str, Any]], name: str | None, words: str) -> None:

@@ -98,7 +98,7 @@ def test_an_unfinished_run_is_not_served(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(training, "backward", stop)
     with pytest.raises(Interrupted):
-        run(prepare(load_recipe(path, ["data.template=Say {text}"])), quiet=True)
+        run(prepare(load_recipe(path)), quiet=True)
     assert (tmp_path / "out" / "adapter").is_dir()
     with pytest.raises(UserError, match="has not finished. Train it to its end: smidgen train"):
         reopen(tmp_path / "out")

@@ -47,8 +47,8 @@ _HARMLESS = frozenset(
     """
     peft_type peft_version task_type auto_mapping base_model_name_or_path revision inference_mode target_modules
     exclude_modules layers_to_transform layers_pattern modules_to_save fan_in_fan_out bias megatron_config megatron_core
-    loftq_config corda_config eva_config lora_ga_config ensure_weight_tying runtime_config qalora_group_size
-    save_projection projection_prng_key init_lora_weights init_ia3_weights init_weights d_initial feedforward_modules
+    eva_config ensure_weight_tying runtime_config qalora_group_size
+    save_projection projection_prng_key init_ia3_weights init_weights d_initial feedforward_modules
     num_layers
     num_attention_heads num_transformer_submodules token_dim prefix_projection encoder_hidden_size encoder_dropout
     encoder_num_layers encoder_reparameterization_type prompt_tuning_init prompt_tuning_init_text tokenizer_kwargs
@@ -174,6 +174,9 @@ def _own(source: Source) -> dict[str, Tensor]:
 
 
 def _lora(source: Source) -> list[Part]:
+    start = source.field("init_lora_weights", True)
+    if start not in (True, "gaussian", "orthogonal", "eva"):
+        raise ValueError(f"its init_lora_weights={start!r} changed the weights of the base model")
     if source.field("target_parameters"):
         raise ValueError("it adapts parameters that no layer of their own has (target_parameters)")
     a, b = source.take("lora_A.weight"), source.take("lora_B.weight")
@@ -205,6 +208,7 @@ def _lora(source: Source) -> list[Part]:
 
 def _adalora(source: Source) -> list[Part]:
     """As LoRA with the singular values in B: the ranks are found, and only the update is left."""
+    source.field("init_lora_weights")
     a, b, e = (source.take(f"lora_{letter}") for letter in "ABE")
     alpha = float(source.field("lora_alpha", 8))
     groups: dict[int, list[str]] = {}
@@ -257,12 +261,19 @@ def _lokr(source: Source) -> list[Part]:
         raise ValueError("its first factor is low-rank as well (decompose_both), or it is of convolutions")
     c, d = source.take("lokr_w1"), source.take("lokr_w2")
     b, a = source.take("lokr_w2_a"), source.take("lokr_w2_b")
-    rank, factor = int(source.field("r", 8)), int(source.field("decompose_factor", -1))
-    method = LoKr(
-        rank=rank, alpha=float(source.field("alpha", 8)), factor=None if factor == -1 else factor, targets=_ends(c)
-    )
-    states = [(source.place(m), {"c": c[m]} | ({"d": d[m]} if m in d else {"a": a[m], "b": b[m]})) for m in c]
-    return [Part(method, states)]
+    factor, ranks = int(source.field("decompose_factor", -1)), source.field("rank_pattern", {})
+    alphas = source.field("alpha_pattern", {})
+    groups: dict[tuple[int, float], list[str]] = {}
+    for module in c:
+        rank, alpha = _by_name(ranks, module, source.field("r", 8)), _by_name(alphas, module, source.field("alpha", 8))
+        groups.setdefault((int(rank), float(alpha)), []).append(module)
+    return [
+        Part(
+            LoKr(rank=rank, alpha=alpha, factor=None if factor == -1 else factor, targets=_ends(modules)),
+            [(source.place(m), {"c": c[m]} | ({"d": d[m]} if m in d else {"a": a[m], "b": b[m]})) for m in modules],
+        )
+        for (rank, alpha), modules in groups.items()
+    ]
 
 
 def _alike(

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from smidgen import attention, files
 from smidgen.delta import Method
 from smidgen.errors import UserError
 from smidgen.formats.from_peft import CONFIG, TENSORS
+from smidgen.layers import is_conv1d
 from smidgen.methods import (
     HRA,
     IA3,
@@ -45,7 +46,7 @@ from smidgen.methods import (
 )
 from smidgen.methods.dora import DoRADelta
 from smidgen.targets import Place
-from smidgen.updates import Factors, changes, nearest
+from smidgen.updates import Factors, changes, compact, nearest
 
 if TYPE_CHECKING:
     from smidgen.adapter import Adapter
@@ -58,6 +59,8 @@ _TASKS = {
     "LMHeadModel": "CAUSAL_LM",
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
 }
+_NO_CONV1D = (LoHa, LoKr, MiSS, OFT, HRA)
+"""What peft does not put on GPT-2's layers."""
 _LOW_RANK = (LoRA, RsLoRA, LoRAPlus, LoRAFA, PiSSA, AdaLoRA)
 
 
@@ -137,7 +140,8 @@ def _convert(adapter: Adapter, rank: int | None) -> Written:
     methods = [adapter.methods[number] for number in layered]
     if methods and all(isinstance(method, _LOW_RANK) for method in methods):
         return _lora(adapter)
-    if len(methods) == 1 and type(methods[0]) in WRITERS:
+    knows_layers = not any(is_conv1d(place.layer) for _, place, _ in adapter.entries())
+    if len(methods) == 1 and type(methods[0]) in WRITERS and (knows_layers or type(methods[0]) not in _NO_CONV1D):
         try:
             return WRITERS[type(methods[0])](Layered(adapter, layered[0]))
         except ValueError as error:
@@ -164,14 +168,32 @@ def _modules_to_save(adapter: Adapter) -> dict[str, list[str]]:
     for name in sorted(own):
         module, _, parameter = name.rpartition(".")
         modules.setdefault(module, []).append(parameter)
-    for module, names in modules.items():
+    for module, names in list(modules.items()):
         every = {name for name, _ in adapter.model.get_submodule(module).named_parameters() if "deltas." not in name}
         if set(names) != every:
             raise UserError(
                 f"peft keeps whole modules, and of {module} only {', '.join(names)} is trained. Merge the adapter "
                 "instead, and save the model."
             )
-    return modules
+    return dict(_topmost(adapter, modules))
+
+
+def _topmost(adapter: Adapter, modules: Mapping[str, list[str]]) -> Iterator[tuple[str, list[str]]]:
+    """The largest modules that are trained whole, with the names of all their parameters."""
+    whole = {f"{module}.{name}" for module, names in modules.items() for name in names}
+    done: set[str] = set()
+    for module in modules:
+        top = module
+        while "." in top:
+            above = top.rpartition(".")[0]
+            names = {f"{above}.{name}" for name, _ in adapter.model.get_submodule(above).named_parameters()}
+            if not names <= whole:
+                break
+            top = above
+        if top not in done:
+            done.add(top)
+            inside = adapter.model.get_submodule(top).named_parameters()
+            yield top, [name for name, _ in inside if f"{top}.{name}" in whole]
 
 
 def _is_norm_tuning(adapter: Adapter) -> bool:
@@ -180,7 +202,7 @@ def _is_norm_tuning(adapter: Adapter) -> bool:
 
 
 def _lora(adapter: Adapter) -> Written:
-    found = {place.name: delta.low_rank_factors() for _, place, delta in adapter.entries()}
+    found = {place.name: compact(delta.low_rank_factors()) for _, place, delta in adapter.entries()}
     if len(found) < sum(map(len, adapter.places)):
         raise UserError("peft has one LoRA a layer, and here two meet.")
     return _lora_of(found)

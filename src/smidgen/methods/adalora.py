@@ -203,7 +203,7 @@ class AdaLoRADelta(Delta):
 
     def pull(self, weight: float) -> None:
         """Add the gradient of weight · (‖Pᵀ P - I‖² + ‖Q Qᵀ - I‖²)."""
-        identity = torch.eye(len(self.e), device=self.e.device)
+        identity = torch.eye(len(self.e), device=self.e.device, dtype=self.e.dtype)
         for parameter, gradient in (
             (self.p, self.p @ (self.p.T @ self.p - identity)),
             (self.q, (self.q @ self.q.T - identity) @ self.q),

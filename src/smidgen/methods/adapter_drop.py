@@ -66,7 +66,8 @@ class AdapterDrop(Method):
         count = min(map(len, targets.blocks(model)), default=0)
         if self.drop >= count:
             raise ValueError(f"{self.title}'s drop={self.drop} leaves none of the {count} bottlenecks. Lower it.")
-        return targets.find(model, "blocks", "all" if self.robust else f"{self.drop}-{count - 1}")
+        left_out = set() if self.robust else {name for stack in targets.blocks(model) for name in stack[: self.drop]}
+        return [place for place in targets.find(model, "blocks") if place.name not in left_out]
 
     def build_all(self, model: PreTrainedModel, places: Sequence[Place]) -> list[Delta]:
         """The deltas of all blocks, which know together how many are left out."""

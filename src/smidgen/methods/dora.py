@@ -45,6 +45,7 @@ class DoRA(Method):
     name = "dora"
     title = "DoRA"
     paper = "arXiv:2402.09353"
+    needs_plain_output = True
     learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 3e-4}
 
     rank: int = 8
@@ -87,7 +88,7 @@ class DoRADelta(Delta):
         """Inputs: one (..., in); hidden, the layer's output W x + bias, and the result: (..., out)."""
         ratio = cast(self.magnitude / self._norm(layer), hidden)
         bias = getattr(layer, "bias", None)
-        bias = bias if isinstance(bias, Tensor) else torch.zeros_like(ratio)
+        bias = cast(bias, hidden) if isinstance(bias, Tensor) else torch.zeros_like(ratio)
         return torch.addcmul(bias, ratio, self.direction(layer, inputs, hidden - bias))
 
     @torch.no_grad()
@@ -102,4 +103,5 @@ class DoRADelta(Delta):
     def merge(self, layer: nn.Module) -> None:
         """W becomes m · (W + s B A) / ‖W + s B A‖, in fp32."""
         weight = weight_matrix(layer).float() + self.direction.update()
-        set_weight(layer, (self.magnitude.float() / weight.norm(dim=1))[:, None] * weight)
+        norm = weight.square().sum(1).clamp_min(1e-12).sqrt()
+        set_weight(layer, (self.magnitude.float() / norm)[:, None] * weight)

@@ -70,6 +70,8 @@ class LoRAPlus(Method):
         """Raise a RuntimeError unless the optimizer has B learn `ratio` times as fast as A."""
         rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
         a, b = (rates.get(id(parameter)) for parameter in (deltas[0].a, deltas[0].b))
+        if a is None and b is None:
+            return  # it trains something else of the adapter
         if a is None or b is None or not math.isclose(b, a * self.ratio, rel_tol=1e-4):
             raise RuntimeError(
                 f"{self.title}'s B must learn {self.ratio:g} times as fast as A, and the optimizer has the rates {b} "

@@ -94,7 +94,7 @@ class Progressive(Method):
 
     def rate_ratio(self, model: PreTrainedModel, parameter: str) -> float:
         """Divided by `decay` once for each block above the parameter's."""
-        return self.decay ** -Depths(model, self.layers).of(parameter)
+        return 1.0 if self.decay == 1 else self.decay ** -Depths(model, self.layers).of(parameter)
 
     def schedule(self, adapter: Adapter, deltas: Sequence[Delta]) -> None:
         """Let the parameters of the blocks that have joined be trained, and no others."""
@@ -130,7 +130,9 @@ class Depths:
         self._never = tuple(block for block in every if block not in self._depth)
         names = own_parameters_inside(model, "all")
         first = next(at for at, name in enumerate(names) if name.startswith(every))
-        self._below = tuple({f"{name.rpartition('.')[0]}." for name in names[:first]})
+        modules = {f"{name.rpartition('.')[0]}." for name in names[:first]}
+        inside = tuple(module for module in modules if not any(block.startswith(module) for block in every))
+        self._below = (*inside, *(name for name in names[:first] if not name.startswith(inside)))
 
     def is_below(self, name: str) -> bool:
         """Whether the parameter stands before the blocks."""

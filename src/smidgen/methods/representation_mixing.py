@@ -49,7 +49,8 @@ class MixingDelta(Delta):
 
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Hidden, the block's output, and the result: (..., width)."""
-        return torch.lerp(hidden, functional.linear(hidden, cast(self.mixer, hidden)), cast(self.gate, hidden))
+        mixed = functional.linear(hidden, cast(self.mixer, hidden)).to(hidden.dtype)
+        return torch.lerp(hidden, mixed, cast(self.gate, hidden))
 
     @property
     def gate(self) -> Tensor:

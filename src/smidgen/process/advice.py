@@ -31,6 +31,12 @@ def advise(techniques: Sequence[Row], metric_name: str, baseline: str) -> tuple[
     Returns:
         The recommended technique's name, or None, and the advice in sentences.
     """
+    chosen, advice = _chosen(techniques, metric_name, baseline)
+    failed = [row["title"] for row in techniques if row["status"] == "failed"]
+    return chosen, advice + (f" Not compared, since it failed: {', '.join(failed)}." if failed else "")
+
+
+def _chosen(techniques: Sequence[Row], metric_name: str, baseline: str) -> tuple[str | None, str]:
     metric = metric_named(metric_name)
     done = [row for row in techniques if row["status"] == "done"]
     full = next((row for row in done if row["name"] == baseline), None)

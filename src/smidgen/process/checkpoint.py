@@ -106,8 +106,11 @@ def _write(tensors: dict[str, Tensor], path: Path) -> None:
             raise
         raise UserError(
             f"No space is left on the disk for {path}: it needs {needed / 1e6:,.1f} MB. "
-            + ("The checkpoint before it is whole. " if exists(path.parent) else "")
-            + "Free some, and train with --resume, or give another output."
+            + (
+                "The checkpoint before it is whole. Free some, and train with --resume."
+                if exists(path.parent)
+                else "Nothing was saved. Free some and train again, or give another output."
+            )
         ) from error
 
 

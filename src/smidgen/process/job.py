@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smidgen import manifest
+from smidgen import files, manifest
 from smidgen.adapter import Adapter
 from smidgen.attaching import attach, load
 from smidgen.errors import UserError
@@ -41,6 +41,7 @@ class Job:
         model: with the adapter on it.
         tokenizer: the model's.
         adapter: what the recipe's technique trains.
+        trained_on: of a finished run, the fingerprint of its data.
     """
 
     recipe: Recipe
@@ -48,6 +49,7 @@ class Job:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     adapter: Adapter
+    trained_on: str | None = None
 
     @functools.cached_property
     def data(self) -> TaskData:
@@ -153,9 +155,15 @@ class Job:
             tell: called with what a user should know about the rows, in sentences.
 
         Raises:
-            UserError: the source cannot be read, or has labels that the adapter does not know.
+            UserError: the source cannot be read, or has labels that the adapter does not know; or the run's own data
+                have changed, so that its test split may now hold rows that it was trained on.
         """
         notes: tuple[str, ...] = ()
+        if source is None and self.trained_on not in (None, self.data.fingerprint()):
+            raise UserError(
+                "The data have changed since the adapter was trained, so that the test split may hold rows that it was "
+                "trained on. Give labelled rows that it has not seen: --data FILE."
+            )
         if source is None:
             examples = self.data.test
         else:
@@ -233,7 +241,8 @@ def reopen(folder: Path, *, precision: Precision | None = None) -> Job:
     model.to(this_process().device)
     adapter = load(model, folder / "adapter", dtype=torch.float32)  # as it was trained, whatever the precision
     model.eval()
-    return Job(recipe, labels, model, tokenizer, adapter)
+    trained_on = files.read_json(folder / "metrics.json").get("data")
+    return Job(recipe, labels, model, tokenizer, adapter, trained_on)
 
 
 def _cut_note(cut: int, rows: int, source: str, room: int) -> list[str]:

@@ -40,6 +40,8 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+    if source in embedded.EMBEDDED and not Path(source).exists():
+        raise UserError(f"model={source!r} is neither a folder nor a hub id. Did you mean 'embedded:{source}'?")
     place = str(embedded.model_folder(source.removeprefix("embedded:"))) if source.startswith("embedded:") else source
     _check_folder(place)
     arguments: dict[str, Any] = {"dtype": DTYPES[precision]}

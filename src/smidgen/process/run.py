@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from smidgen.process.evaluate import Scores
 from smidgen.process.job import Job, prepare
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
 from smidgen.process.parallel import get_weights, is_sharded, this_process
-from smidgen.process.recipe import refuse_own
+from smidgen.process.recipe import Recipe, refuse_own
 from smidgen.process.train import Progress, train
 
 
@@ -39,13 +40,8 @@ def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any
     """
     folder, is_main = Path(job.recipe.output), this_process().is_main_process
     stopped = folder / "checkpoint"
-    if checkpoint.exists(stopped) and not resume:
-        raise UserError(
-            f"{folder} holds an unfinished run. Add --resume to go on with it, remove {stopped} to start again, or "
-            "give another output."
-        )
+    check_output(job.recipe, resume=resume)
     resume = resume and (checkpoint.exists(stopped) or not stopped.is_dir())  # stopped in its first checkpoint
-    refuse_own(folder / "recipe.yaml")
     if is_main and not resume:
         (folder / "metrics.json").unlink(missing_ok=True)
         job.recipe.save(folder / "recipe.yaml")
@@ -82,6 +78,27 @@ def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any
         shutil.rmtree(stopped, ignore_errors=True)
     this_process().wait_for_everyone()
     return metrics
+
+
+def check_output(recipe: Recipe, *, resume: bool) -> None:
+    """Raise a UserError if the output folder cannot be written, or holds a run that would be lost."""
+    folder = Path(recipe.output)
+    stopped = folder / "checkpoint"
+    if checkpoint.exists(stopped) and not resume:
+        raise UserError(
+            f"{folder} holds an unfinished run. Add --resume to go on with it, remove {stopped} to start again, or "
+            "give another output."
+        )
+    refuse_own(folder / "recipe.yaml")
+    if (folder / "compare.json").is_file():
+        raise UserError(f"{folder} holds a comparison. Give another output.")
+    if (folder / "metrics.json").is_file() and not resume:
+        finished = files.read_json(folder / "metrics.json")
+        if not isinstance(finished, dict) or finished.get("recipe") != recipe.fingerprint():
+            raise UserError(f"{folder} holds a finished run of another recipe. Remove it, or give another output.")
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"output={recipe.output!r} cannot be written: {existing} is no folder that takes files.")
 
 
 def _whole(job: Job, weights: dict[str, Tensor]) -> Job:

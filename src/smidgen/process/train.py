@@ -45,7 +45,9 @@ class Progress:
         tokens: real tokens trained on.
         epoch_loss: the sum of the losses of the current epoch's steps.
         best_score: the best validation score so far; higher is better.
-        best_epoch: when it was first reached.
+        best_loss: the validation loss then, which decides between equal scores.
+        best_epoch: the epoch that is kept: of those with this score, the one with the lowest loss.
+        score_epoch: when the score was first reached, from which patience counts.
         curve: one point an epoch.
         log_bytes: the log's length.
     """
@@ -57,7 +59,9 @@ class Progress:
     tokens: int = 0
     epoch_loss: float = 0.0
     best_score: float | None = None
+    best_loss: float | None = None
     best_epoch: int = 0
+    score_epoch: int = 0
     curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     log_bytes: int = 0
 
@@ -144,7 +148,10 @@ def train(
             point = _point(progress, scores)
             progress.curve.append(point)
             if progress.best_score is None or _quality(scores) > progress.best_score:
-                progress.best_score, progress.best_epoch = _quality(scores), progress.epoch
+                progress.score_epoch = progress.epoch
+            if _is_better(scores, progress):
+                progress.best_score, progress.best_loss = _quality(scores), float(scores["loss"])
+                progress.best_epoch = progress.epoch
                 best = parallel.get_weights(adapter)
             log.epoch(progress, point)
             progress.epoch, progress.position, progress.epoch_loss = progress.epoch + 1, 0, 0.0
@@ -208,13 +215,19 @@ def _check_finite(loss: float, norm: float, step: int, rate: float) -> None:
     what = f"loss was {loss}" if not math.isfinite(loss) else f"gradient's norm was {norm}"
     raise UserError(
         f"The {what} at step {step + 1}, with learning rate {rate:.2g}. Lower training.learning_rate, lengthen "
-        "training.warmup, or use training.precision=fp32."
+        "training.warmup, or use training.precision=fp32 if it is bf16."
     )
 
 
 def _quality(scores: Scores) -> float:
     """What the best epoch is chosen by; higher is better."""
     return float(scores.get("accuracy", -scores["loss"]))
+
+
+def _is_better(scores: Scores, progress: Progress) -> bool:
+    if progress.best_score is None or progress.best_loss is None:
+        return True
+    return (_quality(scores), -scores["loss"]) > (progress.best_score, -progress.best_loss)
 
 
 def _point(progress: Progress, scores: Scores) -> dict[str, Any]:
@@ -229,7 +242,7 @@ def _point(progress: Progress, scores: Scores) -> dict[str, Any]:
 
 
 def _out_of_patience(progress: Progress, config: TrainingConfig) -> bool:
-    return config.patience is not None and progress.epoch - progress.best_epoch > config.patience
+    return config.patience is not None and progress.epoch - progress.score_epoch > config.patience
 
 
 class _Saver:
