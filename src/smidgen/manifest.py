@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -88,16 +89,15 @@ class Manifest(_Part):
 
     def write(self, folder: Path) -> None:
         """Write adapter.json into a folder."""
-        text = json.dumps(
-            {**self.model_dump(), "digest": self.digest_of()}, indent=2, ensure_ascii=False, allow_nan=False
-        )
+        fields = self.model_dump()
+        text = json.dumps({**fields, "digest": digest_of(fields)}, indent=2, ensure_ascii=False, allow_nan=False)
         (folder / FILE).write_text(text + "\n", "utf-8")
 
-    def digest_of(self) -> str:
-        """The SHA-256 of everything else in the file, whatever its layout."""
-        fields = self.model_dump(exclude={"digest"})
-        canonical = json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+
+def digest_of(fields: Mapping[str, Any]) -> str:
+    """The SHA-256 of all fields but the digest itself, whatever the file's layout."""
+    rest = {name: value for name, value in fields.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def read(folder: Path) -> Manifest:
@@ -117,7 +117,7 @@ def read(folder: Path) -> Manifest:
             raise UserError(f"{folder} has no {name}; it is not an adapter, or was not written completely.")
     try:
         found = Manifest.model_validate(files.read_json(folder / FILE))
-        if found.digest != found.digest_of():
+        if found.digest != digest_of(found.model_dump()):
             raise UserError(f"{folder / FILE} was changed after it was saved (its SHA-256 differs). Copy it again.")
         return found
     except ValidationError as error:

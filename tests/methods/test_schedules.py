@@ -242,7 +242,7 @@ def test_a_step_that_a_scaler_skips_and_a_second_optimizer_are_not_counted() -> 
     adapter.clock.steps = 10
     deltas = [p for n, p in adapter.named_parameters() if n not in adapter.head_names]
     head = [p for n, p in adapter.named_parameters() if n in adapter.head_names]
-    first, second = torch.optim.SGD(deltas, lr=0.1), torch.optim.SGD(head, lr=0.1)
+    first, second = torch.optim.SGD(deltas, lr=0.1, fused=True), torch.optim.SGD(head, lr=0.1)
     model(**make_batch("bert")).loss.backward()
     first.step()
     second.step()
