@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,24 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
 def active_adapter(model: nn.Module) -> Adapter | None:
     """The adapter that the model computes with now."""
     return next((adapter for adapter in adapters(model).values() if adapter.active), None)
+
+
+def named_adapters(model: nn.Module, names: Iterable[str]) -> list[Adapter]:
+    """The adapters of these names.
+
+    Raises:
+        ValueError: the model has none of a name.
+    """
+    known, names = adapters(model), list(names)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"The model has no adapter {unknown[0]!r}. It has: {', '.join(known) or 'none'}.")
+    return [known[name] for name in names]
+
+
+def set_labels(model: PreTrainedModel, labels: Sequence[str]) -> None:
+    """Let the model's config have the label names of the adapter that is active."""
+    model.config.id2label = dict(enumerate(labels))
+    model.config.label2id = {label: index for index, label in enumerate(labels)}
 
 
 def check_not_routed(model: nn.Module) -> None:

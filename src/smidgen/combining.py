@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from smidgen.adapter import Adapter, adapters
+from smidgen.adapter import Adapter, named_adapters, set_labels
 from smidgen.attaching import alone, check_name
 from smidgen.delta import Delta, Method
 from smidgen.methods import LoRA
@@ -86,12 +86,11 @@ def combine(
         else:
             made = _as_lora(model, _factors(members, shares, how, rank, density, seed))
         adapter = Adapter(model, name, *made, list(own))
-    for key, parameter in adapter.named_parameters():
-        if key in own:
-            parameter.data = own[key].to(dict(members[0].named_parameters())[key].dtype, copy=True)
+    theirs, parameters = dict(members[0].named_parameters()), dict(adapter.named_parameters())
+    for key, value in own.items():
+        parameters[key].data = value.to(theirs[key].dtype, copy=True)
     if labels:
-        model.config.id2label = dict(enumerate(labels))
-        model.config.label2id = {label: number for number, label in enumerate(labels)}
+        set_labels(model, labels)
     return adapter
 
 
@@ -99,12 +98,9 @@ Made = tuple[list[Method], list[list[Place]], list[list[Delta]]]
 
 
 def _members(model: PreTrainedModel, weights: Mapping[str, float]) -> list[Adapter]:
-    known = adapters(model)
     if not weights:
         raise ValueError("combine needs at least one adapter's name and weight; it got none.")
-    if unknown := [name for name in weights if name not in known]:
-        raise ValueError(f"The model has no adapter {unknown[0]!r}. It has: {', '.join(known) or 'none'}.")
-    members = [known[name] for name in weights]
+    members = named_adapters(model, weights)
     first = members[0]
     for other in members[1:]:
         if other.own_names != first.own_names:

@@ -158,6 +158,11 @@ def run_input_deltas(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ..
     return (hidden, *inputs[1:])
 
 
+def taken(value: Any, index: Tensor, batch: int) -> Any:
+    """The rows `index` of an argument that has a row for each of the batch; others as they are."""
+    return value[index] if isinstance(value, Tensor) and value.shape[:1] == (batch,) else value
+
+
 def _run(delta: Delta, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
     """The delta's result on the rows that it serves; others stay as they are."""
     if delta.route is None:
@@ -166,5 +171,5 @@ def _run(delta: Delta, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor
     index = delta.route.index(batch, hidden.device)
     if not len(index):
         return hidden
-    own = tuple(x[index] if isinstance(x, Tensor) and x.shape[:1] == (batch,) else x for x in inputs)
+    own = tuple(taken(value, index, batch) for value in inputs)
     return hidden.index_copy(0, index, delta(layer, own, hidden[index]).to(hidden.dtype))

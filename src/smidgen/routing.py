@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from smidgen.adapter import Adapter, active_adapter, adapters, check_not_routed
-from smidgen.hooks import Route
+from smidgen.adapter import Adapter, active_adapter, check_not_routed, named_adapters
+from smidgen.hooks import Route, taken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,13 +39,9 @@ def rows(model: PreTrainedModel, names: Sequence[str | None]) -> Iterator[None]:
             another `rows`.
     """
     check_not_routed(model)
-    known = adapters(model)
-    wanted = [name for name in dict.fromkeys(names) if name is not None]
-    if unknown := [name for name in wanted if name not in known]:
-        raise ValueError(f"The model has no adapter {unknown[0]!r}. It has: {', '.join(known) or 'none'}.")
+    used = named_adapters(model, [name for name in dict.fromkeys(names) if name is not None])
     if not names:
         raise ValueError("rows needs a name, or None, for each row of the batch; it got none.")
-    used = [known[name] for name in wanted]
     for adapter in used:
         _check_places(adapter)
     before = active_adapter(model)
@@ -137,16 +133,12 @@ def _with_own(parameters: dict[str, nn.Parameter], route: Route) -> Callable[...
         own = _swapped(module, parameters)
         with own, route.alone():
             part = module.forward(
-                *(_taken(value, index, batch) for value in args),
-                **{name: _taken(value, index, batch) for name, value in kwargs.items()},
+                *(taken(value, index, batch) for value in args),
+                **{name: taken(value, index, batch) for name, value in kwargs.items()},
             )
         return output.index_copy(0, index, part.expand(len(index), *part.shape[1:]).to(output.dtype))
 
     return hook
-
-
-def _taken(value: Any, index: Tensor, batch: int) -> Any:
-    return value[index] if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch else value
 
 
 @contextlib.contextmanager

@@ -192,15 +192,14 @@ def _check_shapes(model: PreTrainedModel, states: Mapping[str, Tensor], own: Seq
 
 def put(model: PreTrainedModel, saved: Saved, name: str, dtype: torch.dtype | None = None) -> Adapter:
     """Put an adapter that was read on its model."""
-    from smidgen.adapter import Adapter
+    from smidgen.adapter import Adapter, set_labels
 
     adapter = Adapter(model, name, saved.methods, saved.places, saved.deltas, list(saved.own))
     parameters = dict(adapter.named_parameters())
     for key, tensor in saved.own.items():
         parameters[key].data = tensor.to(parameters[key].device, dtype or parameters[key].dtype)
     if saved.labels is not None:
-        model.config.id2label = dict(enumerate(saved.labels))
-        model.config.label2id = {label: index for index, label in enumerate(saved.labels)}
+        set_labels(model, saved.labels)
     return adapter
 
 

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,20 +41,20 @@ from smidgen.tensors import read_tensors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Key = TypeVar("Key")
+
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 _HARMLESS = frozenset(
     """
     peft_type peft_version task_type auto_mapping base_model_name_or_path revision inference_mode target_modules
-    exclude_modules layers_to_transform layers_pattern modules_to_save fan_in_fan_out bias megatron_config megatron_core
-    eva_config ensure_weight_tying runtime_config qalora_group_size
-    save_projection projection_prng_key init_ia3_weights init_weights d_initial feedforward_modules
-    num_layers
-    num_attention_heads num_transformer_submodules token_dim prefix_projection encoder_hidden_size encoder_dropout
-    encoder_num_layers encoder_reparameterization_type prompt_tuning_init prompt_tuning_init_text tokenizer_kwargs
-    tokenizer_name_or_path rank_pattern use_effective_conv2d beta1 beta2 deltaT init_r target_r tinit tfinal total_step
-    orth_reg_weight decompose_factor decompose_both eps num_virtual_tokens r module_dropout rank_dropout
-    rank_dropout_scale
+    exclude_modules layers_to_transform layers_pattern modules_to_save fan_in_fan_out bias megatron_config
+    megatron_core eva_config ensure_weight_tying runtime_config qalora_group_size save_projection projection_prng_key
+    init_ia3_weights init_weights d_initial feedforward_modules num_layers num_attention_heads
+    num_transformer_submodules token_dim prefix_projection encoder_hidden_size encoder_dropout encoder_num_layers
+    encoder_reparameterization_type prompt_tuning_init prompt_tuning_init_text tokenizer_kwargs tokenizer_name_or_path
+    rank_pattern use_effective_conv2d beta1 beta2 deltaT init_r target_r tinit tfinal total_step orth_reg_weight
+    decompose_factor decompose_both eps num_virtual_tokens r module_dropout rank_dropout rank_dropout_scale
     """.split()
 )
 """Fields that change nothing of a trained adapter, or whose effect is seen in the shapes of its tensors."""
@@ -185,9 +185,7 @@ def _lora(source: Source) -> list[Part]:
     stabilized = bool(source.field("use_rslora"))
     if stabilized and magnitudes:
         raise ValueError("it is DoRA scaled as rsLoRA (use_dora and use_rslora together)")
-    groups: dict[tuple[int, float], list[str]] = {}
-    for module, tensor in a.items():
-        groups.setdefault((tensor.shape[0], float(_by_name(patterns, module, alpha))), []).append(module)
+    groups = _grouped(a, lambda module: (a[module].shape[0], float(_by_name(patterns, module, alpha))))
     method: type[LoRA | RsLoRA | DoRA] = DoRA if magnitudes else RsLoRA if stabilized else LoRA
     prefix = "direction." if magnitudes else ""
     return [
@@ -211,9 +209,7 @@ def _adalora(source: Source) -> list[Part]:
     source.field("init_lora_weights")
     a, b, e = (source.take(f"lora_{letter}") for letter in "ABE")
     alpha = float(source.field("lora_alpha", 8))
-    groups: dict[int, list[str]] = {}
-    for module, tensor in a.items():
-        groups.setdefault(tensor.shape[0], []).append(module)
+    groups = _grouped(a, lambda module: a[module].shape[0])
     return [
         Part(
             LoRA(rank=rank, alpha=float(rank), targets=_ends(modules)),
@@ -252,8 +248,17 @@ def _vera(source: Source) -> list[Part]:
 
 
 def _loha(source: Source) -> list[Part]:
-    names = {"hada_w1_a": "b1", "hada_w1_b": "a1", "hada_w2_a": "b2", "hada_w2_b": "a2"}
-    return _alike(source, names, lambda rank, alpha, modules: LoHa(rank=rank, alpha=alpha, targets=_ends(modules)))
+    names = {"a1": "hada_w1_b", "a2": "hada_w2_b", "b1": "hada_w1_a", "b2": "hada_w2_a"}
+    found = {ours: source.take(theirs) for ours, theirs in names.items()}
+    a, alpha, patterns = found["a1"], source.field("alpha", 8), source.field("alpha_pattern", {})
+    groups = _grouped(a, lambda module: (a[module].shape[0], float(_by_name(patterns, module, alpha))))
+    return [
+        Part(
+            LoHa(rank=rank, alpha=own_alpha, targets=_ends(modules)),
+            [(source.place(m), {ours: tensors[m] for ours, tensors in found.items()}) for m in modules],
+        )
+        for (rank, own_alpha), modules in groups.items()
+    ]
 
 
 def _lokr(source: Source) -> list[Part]:
@@ -263,10 +268,8 @@ def _lokr(source: Source) -> list[Part]:
     b, a = source.take("lokr_w2_a"), source.take("lokr_w2_b")
     factor, ranks = int(source.field("decompose_factor", -1)), source.field("rank_pattern", {})
     alphas = source.field("alpha_pattern", {})
-    groups: dict[tuple[int, float], list[str]] = {}
-    for module in c:
-        rank, alpha = _by_name(ranks, module, source.field("r", 8)), _by_name(alphas, module, source.field("alpha", 8))
-        groups.setdefault((int(rank), float(alpha)), []).append(module)
+    rank, alpha = source.field("r", 8), source.field("alpha", 8)
+    groups = _grouped(c, lambda m: (int(_by_name(ranks, m, rank)), float(_by_name(alphas, m, alpha))))
     return [
         Part(
             LoKr(rank=rank, alpha=alpha, factor=None if factor == -1 else factor, targets=_ends(modules)),
@@ -276,32 +279,12 @@ def _lokr(source: Source) -> list[Part]:
     ]
 
 
-def _alike(
-    source: Source, names: Mapping[str, str], method: Callable[[int, float, Iterable[str]], Method]
-) -> list[Part]:
-    """Parts of one method a rank and alpha; `names` are theirs to ours, the last one (rank, in)."""
-    found = {ours: source.take(theirs) for theirs, ours in names.items()}
-    alpha, patterns = source.field("alpha", 8), source.field("alpha_pattern", {})
-    groups: dict[tuple[int, float], list[str]] = {}
-    for module, tensor in found[list(names.values())[-1]].items():
-        groups.setdefault((tensor.shape[0], float(_by_name(patterns, module, alpha))), []).append(module)
-    return [
-        Part(
-            method(rank, own_alpha, modules),
-            [(source.place(m), {ours: tensors[m] for ours, tensors in found.items()}) for m in modules],
-        )
-        for (rank, own_alpha), modules in groups.items()
-    ]
-
-
 def _miss(source: Source) -> list[Part]:
     if source.field("init_weights") in ("bat", "mini"):
         raise ValueError(f"its init_weights={source.field('init_weights')!r} is another kind of MiSS")
     source.field("mini_r")
     d = source.take("miss_block")
-    groups: dict[int, list[str]] = {}
-    for module, tensor in d.items():
-        groups.setdefault(tensor.shape[0], []).append(module)
+    groups = _grouped(d, lambda module: d[module].shape[0])
     return [
         Part(
             MiSS(rank=rank, dropout=_share(source, "miss_dropout"), targets=_ends(modules)),
@@ -340,10 +323,6 @@ def _norms(source: Source) -> list[Part]:
     return [Part(NormTuning(), [])]
 
 
-def _tokens(source: Source) -> list[Part]:
-    raise ValueError("trained tokens alone are no technique here; as part of LoRA they are read")
-
-
 def _prefix(source: Source) -> list[Part]:
     flat, places = source.tensors.pop("prompt_embeddings"), attention.find(source.model)
     sizes = [2 * heads * size for heads, size in (place.shape for place in places)]
@@ -376,6 +355,14 @@ READERS: dict[str, Callable[[Source], list[Part]]] = {
     "PROMPT_TUNING": _prompt,
     "P_TUNING": _prompt,
 }
+
+
+def _grouped(modules: Iterable[str], key: Callable[[str], Key]) -> dict[Key, list[str]]:
+    """The modules that have the same key, in their order: a technique of ours has one rank and one scale."""
+    groups: dict[Key, list[str]] = {}
+    for module in modules:
+        groups.setdefault(key(module), []).append(module)
+    return groups
 
 
 def _by_name(patterns: Mapping[str, float], module: str, otherwise: float) -> float:

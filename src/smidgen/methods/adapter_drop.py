@@ -78,9 +78,9 @@ class AdapterDrop(Method):
     def schedule(self, adapter: Adapter, deltas: Sequence[Delta]) -> None:
         """Draw how many are left out at the next training step; the same in every run and process."""
         step = adapter.clock.step
-        for delta in deltas:
-            assert isinstance(delta, DroppableDelta)
-            delta.left_out.training = random.Random(step).randint(0, self.drop) if self.robust and step else 0
+        first = deltas[0]  # all have the same
+        assert isinstance(first, DroppableDelta)
+        first.left_out.training = random.Random(step).randint(0, self.drop) if self.robust and step else 0
 
 
 @dataclasses.dataclass

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from smidgen.delta import Method
 from smidgen.own import head_names
-from smidgen.targets import Place, own_parameters_inside
+from smidgen.targets import own_parameters_inside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,10 +36,6 @@ class BitFit(Method):
     learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 1e-3}
 
     layers: str = "all"
-
-    def places(self, model: PreTrainedModel) -> list[Place]:
-        """No places: there are no deltas."""
-        return []
 
     def own_parameters(self, model: PreTrainedModel) -> list[str]:
         """The biases."""

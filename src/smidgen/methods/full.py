@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from smidgen.delta import Method
 from smidgen.own import own_parameters
-from smidgen.targets import Place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,10 +32,6 @@ class FullFineTuning(Method):
     def keeps_base(self) -> bool:
         """Whether the original weights are kept."""
         return self.keep_base
-
-    def places(self, model: PreTrainedModel) -> list[Place]:
-        """No places: there are no deltas."""
-        return []
 
     def own_parameters(self, model: PreTrainedModel) -> list[str]:
         """All of them."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from smidgen.delta import Method
 from smidgen.own import head_names
-from smidgen.targets import Place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,10 +21,6 @@ class HeadOnly(Method):
     paper = "the baseline"
     learning_rates: ClassVar = {"encoder": 6e-3, "decoder": 1e-3}
     head_learning_rate = None  # it is all there is
-
-    def places(self, model: PreTrainedModel) -> list[Place]:
-        """No places: there are no deltas."""
-        return []
 
     def own_parameters(self, model: PreTrainedModel) -> list[str]:
         """The head's parameters.

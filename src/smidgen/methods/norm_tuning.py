@@ -11,7 +11,7 @@ import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
 from smidgen.delta import Method
-from smidgen.targets import Place, norm_parameters
+from smidgen.targets import norm_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,10 +34,6 @@ class NormTuning(Method):
     learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 3e-3}
 
     layers: str = "all"
-
-    def places(self, model: PreTrainedModel) -> list[Place]:
-        """No places: there are no deltas."""
-        return []
 
     def own_parameters(self, model: PreTrainedModel) -> list[str]:
         """The norms' weights and biases."""

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from smidgen.delta import Delta, Method, check_positive
-from smidgen.targets import Place, blocks, choose_blocks, own_parameters_inside
+from smidgen.targets import blocks, choose_blocks, own_parameters_inside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,10 +76,6 @@ class Progressive(Method):
     def keeps_base(self) -> bool:
         """Whether the original weights are kept; where none are trained, they are."""
         return self.keep_base or not self.weights
-
-    def places(self, model: PreTrainedModel) -> list[Place]:
-        """No places: there are no deltas."""
-        return []
 
     def own_parameters(self, model: PreTrainedModel) -> list[str]:
         """The weights of the blocks that may join, of what stands above them and, unless never, below."""
