@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from transformers import PreTrainedModel
 
-from smidgen import METHODS, Method
+from smidgen import METHODS, AdapterFusion, Method, Pfeiffer, attach
 
 VOCABULARY = 60
 LABELS = 3
@@ -130,8 +132,28 @@ OPTIONS: dict[str, dict[str, bool | int]] = {
 """What fits the tiny models better than the defaults."""
 
 
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()  # removed when the tests end
+
+
+@functools.cache
+def fused(build: Callable[[str], PreTrainedModel], architecture: str) -> str:
+    """Two saved Pfeiffer adapters for a tiny model, as AdapterFusion names them."""
+    names = [Path(_folder().name) / f"{architecture}-{number}" for number in range(2)]
+    for seed, folder in enumerate(names):
+        adapter = attach(build(architecture), Pfeiffer())
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in adapter.parameters():
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+        adapter.save(folder)
+    return ", ".join(map(str, names))
+
+
 def example(name: str, architecture: str) -> Method:
     """A technique with options that fit the tiny models; a test is skipped where a model cannot take it."""
+    if name == "adapter-fusion":
+        return AdapterFusion(adapters=fused(build, architecture))
     if name == "head" and architecture in DECODERS:
         pytest.skip("a language model has no task head: refused, and tested in test_adapter.py")
     if name == "bitfit" and architecture.startswith("llama"):

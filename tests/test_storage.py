@@ -66,7 +66,12 @@ def test_the_manifest_names_every_place(saved: Path) -> None:
     entry = json.loads((saved / "adapter.json").read_text())["techniques"][0]
     assert entry["technique"] == "lora"
     assert len(entry["places"]) == 3 * 6
-    assert {"name": "bert.encoder.layer.0.attention.self.query", "source": None, "side": "output"} in entry["places"]
+    assert {
+        "name": "bert.encoder.layer.0.attention.self.query",
+        "source": None,
+        "side": "output",
+        "site": "layer",
+    } in entry["places"]
 
 
 @pytest.mark.parametrize("method", [PrefixTuning(length=4, hidden_size=16, start="random"), PTuning(length=4)])

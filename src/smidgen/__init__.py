@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     )
     from smidgen.rates import parameter_groups
     from smidgen.routing import rows
+    from smidgen.stacking import stack
 
 __version__ = "0.1.0"
 
@@ -62,17 +63,20 @@ _HOME = {
     "parameter_groups": "smidgen.rates",
     "rows": "smidgen.routing",
     "save_peft": "smidgen.formats.to_peft",
+    "stack": "smidgen.stacking",
 }
 """Where a public name is defined, if it is no technique."""
 
 __all__ = [
     "HRA",
     "IA3",
+    "MAM",
     "METHODS",
     "OFT",
     "AdaLoRA",
     "Adapter",
     "AdapterDrop",
+    "AdapterFusion",
     "BitFit",
     "Compacter",
     "Delta",
@@ -102,6 +106,7 @@ __all__ = [
     "PromptTuning",
     "RepresentationMixing",
     "RsLoRA",
+    "UniPELT",
     "UserError",
     "VeRA",
     "attach",
@@ -111,6 +116,7 @@ __all__ = [
     "parameter_groups",
     "rows",
     "save_peft",
+    "stack",
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,44 +14,11 @@ from torch import Tensor, nn
 from smidgen import attention, hooks, prompts, stepping, storage
 from smidgen.delta import Delta, Method
 from smidgen.own import OwnParameters, head_names, own_parameters
+from smidgen.stacking import active_adapters, adapters, check_not_routed, none_active, set_active
 from smidgen.targets import Place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def adapters(model: nn.Module) -> dict[str, Adapter]:
-    """The adapters on this model, by name, in the order of their attachment."""
-    return vars(model).setdefault("_smidgen_adapters", {})  # type: ignore[no-any-return]
-
-
-def active_adapter(model: nn.Module) -> Adapter | None:
-    """The adapter that the model computes with now."""
-    return next((adapter for adapter in adapters(model).values() if adapter.active), None)
-
-
-def named_adapters(model: nn.Module, names: Iterable[str]) -> list[Adapter]:
-    """The adapters of these names.
-
-    Raises:
-        ValueError: the model has none of a name.
-    """
-    known, names = adapters(model), list(names)
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"The model has no adapter {unknown[0]!r}. It has: {', '.join(known) or 'none'}.")
-    return [known[name] for name in names]
-
-
-def set_labels(model: PreTrainedModel, labels: Sequence[str]) -> None:
-    """Let the model's config have the label names of the adapter that is active."""
-    model.config.id2label = dict(enumerate(labels))
-    model.config.label2id = {label: index for index, label in enumerate(labels)}
-
-
-def check_not_routed(model: nn.Module) -> None:
-    """Raise a RuntimeError inside `rows`, where each row has its adapter already."""
-    if vars(model).get("_smidgen_routed"):
-        raise RuntimeError("Inside rows() each row has its own adapter; leave it before changing which one is active.")
 
 
 class Adapter:
@@ -63,7 +30,6 @@ class Adapter:
         methods: its techniques.
         places: where each technique's deltas are, a list a technique.
         head_names: which of the trained parameters are the task head's.
-        active: whether the model computes with this adapter now; at most one adapter of a model is active.
         clock: how far its training is; techniques with a schedule need `clock.steps` in loops of your own.
     """
 
@@ -87,12 +53,13 @@ class Adapter:
         model.requires_grad_(False)
         self._own = OwnParameters(model, own, keep_base=all(m.keeps_base for m in self.methods))
         model.add_module(self._own_key, self._own)
-        self.active = self.serving = True
-        self._own_labels = self._base_labels = (model.config.id2label, model.config.label2id)
-        self._frozen: list[nn.Parameter] = []  # what a user froze, while the adapter is not active
+        self.serving = self.trains = True
+        self.own_labels = self.base_labels = (model.config.id2label, model.config.label2id)
+        self._frozen: list[nn.Parameter] = []  # what a user froze, while the adapter does not train
         for method, place, delta in self.entries():
             self._put(method, place, delta)
         adapters(model)[name] = self
+        vars(model)["_smidgen_active"] = [name]
         self._wire()
         for _, parameter in self.named_parameters():
             parameter.requires_grad_(True)
@@ -138,13 +105,13 @@ class Adapter:
     def _put(self, method: Method, place: Place, delta: Delta) -> None:
         reads = delta.reads_source and place.source is not None
         source = self.model.get_submodule(place.source or "") if reads else None
-        side = place.side if method.site == "layer" else None
+        side = place.side if place.site == "layer" else None
         hooks.put(place.layer, self._key(method), delta, side=side, source=source)
 
     def _wire(self) -> None:
         """Install the attention function and the virtual tokens that the adapters on the model need, or remove them."""
         model, on = self.model, adapters(self.model)
-        sites = {method.site for adapter in on.values() for method in adapter.methods}
+        sites = {place.site for adapter in on.values() for _, place, _ in adapter.entries()}
         (attention.install if "attention" in sites else attention.uninstall)(model)
         tokens: prompts.VirtualTokens | None = vars(model).pop("_smidgen_tokens", None)
         if tokens is not None:
@@ -152,10 +119,10 @@ class Adapter:
         if sites & {"attention", "embedding"}:
             vars(model)["_smidgen_tokens"] = tokens = prompts.VirtualTokens(model)
             tokens.prefixes = [
-                built[0]
+                next(delta for place, delta in zip(found, built, strict=True) if place.site == "attention")
                 for adapter in on.values()
-                for method, built in zip(adapter.methods, adapter.deltas, strict=True)
-                if method.site == "attention"
+                for found, built in zip(adapter.places, adapter.deltas, strict=True)
+                if any(place.site == "attention" for place in found)
             ]
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -194,7 +161,8 @@ class Adapter:
     @property
     def labels(self) -> list[str]:
         """The label names that go with it, in the head's order; the model's config has them while it is active."""
-        names = self.model.config.id2label if self.active else self._own_labels[0]
+        is_last = self.active and active_adapters(self.model)[-1] is self
+        names = self.model.config.id2label if is_last else self.own_labels[0]
         return [str(label) for _, label in sorted((names or {}).items())]
 
     @property
@@ -259,6 +227,11 @@ class Adapter:
         if not self.places[0] and all(parameter.grad is None for parameter in self.parameters()):
             raise RuntimeError(f"Nothing that adapter {self.name!r} trains got a gradient.")
 
+    @property
+    def active(self) -> bool:
+        """Whether the model computes with this adapter now."""
+        return self in active_adapters(self.model)
+
     def deactivate(self) -> None:
         """Let the model compute without this adapter, which does not train then.
 
@@ -266,46 +239,55 @@ class Adapter:
             RuntimeError: the adapter trains the model in place and did not keep the original weights, or it is gone.
         """
         self._check_on_model()
-        if not self.active:
-            return
+        set_active(self.model, [adapter for adapter in active_adapters(self.model) if adapter is not self])
+
+    def activate(self) -> None:
+        """Let the model compute with this adapter alone and train it; those that were active before no longer are.
+
+        Raises:
+            RuntimeError: it is gone, or an active one cannot be deactivated.
+        """
+        self._check_on_model()
+        set_active(self.model, [self])
+
+    def check_base_kept(self) -> None:
+        """Raise a RuntimeError if the base model's own values of what is trained are gone."""
         if not self._own.keep_base:
             raise RuntimeError(
                 f"Adapter {self.name!r} did not keep the base model's weights (keep_base=False). Load the model again."
             )
-        self._own.put_base()
-        config = self.model.config
-        self._own_labels = config.id2label, config.label2id
-        config.id2label, config.label2id = self._base_labels
-        self.active = False
-        self.serve(active=False)
 
-    def activate(self) -> None:
-        """Let the model compute with this adapter and train it; the one that was active before no longer is."""
-        self._check_on_model()
-        if self.active:
-            return
-        other = active_adapter(self.model)
-        if other is not None:
-            other.deactivate()
+    def start(self, order: int, *, trains: bool) -> None:
+        """Act as the one of this number among the active ones; `stacking.set_active` calls it."""
         self._own.put_own()
-        self.model.config.id2label, self.model.config.label2id = self._own_labels
-        self.active = True
-        self.serve(active=True)
+        self.serve(active=True, order=order, trains=trains)
+
+    def stop(self) -> None:
+        """No longer act; `stacking.set_active` calls it."""
+        self._own.put_base()
+        self.serve(active=False)
 
     def own_slots(self) -> list[tuple[nn.Module, dict[str, nn.Parameter]]]:
         """The model's modules whose parameters are trained, and those parameters by their names in the module."""
         return self._own.by_module()
 
-    def serve(self, *, active: bool, route: hooks.Route | None = None) -> None:
-        """Let the deltas act, on the rows of `route` or on all, or no longer; what is trained trains while they do."""
+    def serve(self, *, active: bool, route: hooks.Route | None = None, order: int = 0, trains: bool = True) -> None:
+        """Let the deltas act, on the rows of `route` or on all, or no longer; what is trained trains while they do.
+
+        Args:
+            active: whether they act.
+            route: which rows they serve; None: all.
+            order: their number among the active adapters.
+            trains: whether what is trained trains.
+        """
         for _, _, delta in self.entries():
-            delta.active, delta.route = active, route
-        if not active:
+            delta.active, delta.route, delta.order = active, route, order
+        if self.trains:
             self._frozen = [parameter for parameter in self.parameters() if not parameter.requires_grad]
         kept = {id(parameter) for parameter in self._frozen}
+        self.serving, self.trains = active, active and trains
         for parameter in self.parameters():
-            parameter.requires_grad_(active and id(parameter) not in kept)
-        self.serving = active
+            parameter.requires_grad_(self.trains and id(parameter) not in kept)
         if active:
             stepping.schedule(self)
 
@@ -313,14 +295,8 @@ class Adapter:
     def disabled(self) -> Iterator[None]:
         """Inside, no adapter is active: the base model's own answer, to the bit."""
         self._check_on_model()
-        active = active_adapter(self.model)
-        if active is not None:
-            active.deactivate()
-        try:
+        with none_active(self.model):
             yield
-        finally:
-            if active is not None and adapters(self.model).get(active.name) is active:
-                active.activate()
 
     def detach(self) -> PreTrainedModel:
         """Take the adapter off: the base model again, bit for bit."""
@@ -388,7 +364,8 @@ class Adapter:
         self._wire()
         if not adapters(self.model):
             trainable = set(vars(self.model).pop("_smidgen_trainable"))
-            vars(self.model).pop("_smidgen_adapters")
+            for key in ("_smidgen_adapters", "_smidgen_active"):
+                vars(self.model).pop(key)
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(name in trainable)
 

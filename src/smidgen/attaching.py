@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from smidgen import storage, targets
-from smidgen.adapter import Adapter, active_adapter, adapters, check_not_routed
+from smidgen.adapter import Adapter
 from smidgen.delta import Method
 from smidgen.manifest import NAME
 from smidgen.own import head_names, own_parameters
+from smidgen.stacking import active_adapters, adapters, check_not_routed, set_active
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,6 +74,7 @@ def load(
     *,
     name: str | None = None,
     check_base: bool = True,
+    head: bool = True,
     dtype: torch.dtype | None = None,
 ) -> Adapter:
     """Put the adapter saved at `path`, by us or by peft, on `model`, active and ready to serve or to train on.
@@ -82,6 +84,8 @@ def load(
         path: a folder that `Adapter.save` or peft's `save_pretrained` wrote.
         name: another name for it; default: the one it was saved under.
         check_base: whether the model's weights must be those that it was trained on; peft's folders do not say.
+        head: whether its task head comes along; otherwise the model's own is trained, which may have other classes:
+            one task's adapter as another's start.
         dtype: number format of the model's own parameters that it brings, such as a head trained in fp32 beside a
             bfloat16 model, which then computes under autocast; default: the model's, to which they are rounded.
 
@@ -94,24 +98,24 @@ def load(
     with alone(model):
         path = Path(path)
         saved = (
-            from_peft.read(model, path) if from_peft.is_peft(path) else storage.read(model, path, check_base=check_base)
+            from_peft.read(model, path, head=head)
+            if from_peft.is_peft(path)
+            else storage.read(model, path, check_base=check_base, head=head)
         )
         check_name(model, name or saved.name)
         return storage.put(model, saved, name or saved.name, dtype)
 
 
 @contextlib.contextmanager
-def alone(model: nn.Module) -> Iterator[None]:
+def alone(model: PreTrainedModel) -> Iterator[None]:
     """Inside, no adapter is active, so that a new one sees the base model; if it fails, all is as it was."""
     check_not_routed(model)
-    active = active_adapter(model)
-    if active is not None:
-        active.deactivate()
+    before = active_adapters(model)
+    set_active(model, [])
     try:
         yield
     except BaseException:
-        if active is not None:
-            active.activate()
+        set_active(model, before)
         raise
 
 

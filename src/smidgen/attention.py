@@ -103,8 +103,8 @@ def attend(
     for delta in reversed(active_deltas(module)):
         prefix_key, prefix_value = delta(key.shape[0])
         served = _served(delta, key)
-        gate = getattr(delta, "gate", None)
-        if isinstance(gate, Tensor):
+        gate = delta.gated(query)
+        if gate is not None:
             gate = gate if served is None else gate * served.view(-1, 1, 1, 1)
             beside.append((gate, prefix_key.to(key.dtype), prefix_value.to(value.dtype)))
             continue
@@ -182,7 +182,7 @@ def find(model: PreTrainedModel, layers: str = "all") -> list[Place]:
     inside = tuple(f"{block}." for block in choose_blocks(model, layers))
     tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     places = {
-        names[module]: Place(names[module], module, (key.shape[1], key.shape[3]))
+        names[module]: Place(names[module], module, (key.shape[1], key.shape[3]), site="attention")
         for module, key, _ in watch(model, tokens)
         if names[module].startswith(inside)
     }

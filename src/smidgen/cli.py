@@ -137,11 +137,11 @@ def train(
     """
     from smidgen.process.job import prepare
     from smidgen.process.recipe import load_recipe
-    from smidgen.process.run import check_output, run
+    from smidgen.process.run import check_start, run
     from smidgen.report.terminal import plan_lines, score_lines
 
     loaded = load_recipe(recipe, set_ or [])
-    check_output(loaded, resume=resume)
+    check_start(loaded, resume=resume)
     job = prepare(loaded)
     if not (quiet or as_json):
         _print(*job.notes, *plan_lines(job.plan()))
@@ -181,6 +181,8 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 32,
 ) -> None:
     """Answer texts with a trained adapter, one JSON line each, in their order.
+
+    A row that cannot be read gets an error in its place, and is counted at the end; the exit status stays 0.
 
     Examples: `smidgen predict runs/recipe new.csv > answers.jsonl`, `echo "my card" | smidgen predict runs/recipe`
     """

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from smidgen.adapter import Adapter, named_adapters, set_labels
+from smidgen.adapter import Adapter
 from smidgen.attaching import alone, check_name
 from smidgen.delta import Delta, Method
 from smidgen.methods import LoRA
 from smidgen.methods.low_rank import LowRankDelta
+from smidgen.stacking import named_adapters, set_labels
 from smidgen.targets import Place, exact
 from smidgen.updates import Factors, changes, compact, nearest
 

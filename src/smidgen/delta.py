@@ -30,22 +30,36 @@ Side = Literal["output", "input"]
 class Delta(nn.Module):
     """What a technique trains at one place: a forward hook with parameters. It acts while `active` is true.
 
-    `forward` depends on the method's site:
+    Of several adapters that are active, those of a lower `order` act first.
+
+    `forward` depends on its place's site:
 
     - layer: `forward(layer, inputs, hidden) -> hidden`, with `inputs` the layer's positional arguments, or, if
       `reads_source`, those of the layer at the start of the sublayer that this one ends, and `hidden` the layer's
       output, or its first input where the place's side is "input";
     - attention: `forward(batch) -> (keys, values)`, each (batch, key-value heads, virtual tokens, head size); where it
-      has a `gate`, (1,), they have a softmax of their own, whose result is multiplied by it and added;
+      is `gated`, they have a softmax of their own, whose result is multiplied by the gate and added;
     - embedding: `forward(embedding) -> prompt`, (virtual tokens, hidden size), with `embedding` the input embedding.
     """
 
     active: bool = True
+    order: int = 0
     side: Side | None = None
     route: Route | None = None
     reads_source: bool = False
     virtual_tokens: int = 0
     tap: Tap | None = None
+
+    def gated(self, query: Tensor) -> Tensor | None:
+        """The gate of an attention's own softmax for the keys and values, or None if they join the text's.
+
+        Args:
+            query: (batch, heads, queries, head size).
+
+        Returns:
+            What multiplies (batch, queries, heads, head size).
+        """
+        return None
 
     def update(self) -> Tensor:
         """What the delta adds to a linear layer's weight, (out, in), in fp32; only techniques that do so have it."""
@@ -92,7 +106,7 @@ class Method:
         name: its key in `METHODS`, in recipes and in saved files.
         title: its name for people.
         paper: where it was published.
-        site: where its deltas act.
+        site: where its deltas act, unless `places` says otherwise.
         needs_plain_output: whether its deltas must be the first on a layer's output, whose weight they read.
         head_learning_rate: of the task head, which is learned with any technique; None: as the rest.
         learning_rates: AdamW's rate to start from, for an "encoder" (22-125 M) and a "decoder" (100 M-1 B).

@@ -133,7 +133,8 @@ def active_deltas(layer: nn.Module) -> list[Delta]:
     deltas = getattr(layer, "deltas", None)
     if not isinstance(deltas, Deltas):
         return []
-    return [delta for delta in deltas.children() if isinstance(delta, Delta) and delta.active]
+    active = [delta for delta in deltas.children() if isinstance(delta, Delta) and delta.active]
+    return sorted(active, key=lambda delta: delta.order) if len(active) > 1 else active
 
 
 def run_deltas(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from smidgen import files
-from smidgen.delta import Side
+from smidgen.delta import Side, Site
 from smidgen.errors import UserError
 
 FORMAT: Final = 1
@@ -50,6 +50,7 @@ class SavedPlace(_Part):
     name: str
     source: str | None
     side: Side
+    site: Site
 
 
 class Technique(_Part):
@@ -70,6 +71,7 @@ class Manifest(_Part):
         base: the model that it belongs to.
         techniques: in the order in which they act.
         own: which of the model's own parameters are saved with it.
+        head: which of those are the task head's.
         labels: the head's label names.
         metrics: scores that the writer wanted to keep.
         sha256: of each other file.
@@ -82,6 +84,7 @@ class Manifest(_Part):
     base: Base
     techniques: Annotated[list[Technique], Field(min_length=1)]
     own: Names
+    head: Names
     labels: Names | None
     metrics: dict[str, Any]
     sha256: dict[Literal["adapter.safetensors"], Digest]

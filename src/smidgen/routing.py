@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from smidgen.adapter import Adapter, active_adapter, check_not_routed, named_adapters
+from smidgen.adapter import Adapter
 from smidgen.hooks import Route, taken
+from smidgen.stacking import active_adapters, check_not_routed, named_adapters, set_active
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,9 +45,8 @@ def rows(model: PreTrainedModel, names: Sequence[str | None]) -> Iterator[None]:
         raise ValueError("rows needs a name, or None, for each row of the batch; it got none.")
     for adapter in used:
         _check_places(adapter)
-    before = active_adapter(model)
-    if before is not None:
-        before.deactivate()
+    before = active_adapters(model)
+    set_active(model, [])
     handles: list[RemovableHandle] = []
     vars(model)["_smidgen_routed"] = True
     own_generate = vars(model).get("generate")
@@ -69,8 +69,7 @@ def rows(model: PreTrainedModel, names: Sequence[str | None]) -> Iterator[None]:
             vars(model).pop(key, None)
             if value is not None:
                 vars(model)[key] = value
-        if before is not None:
-            before.activate()
+        set_active(model, before)
 
 
 class _Batches:

@@ -21,7 +21,7 @@ from smidgen import attention, files, manifest, targets
 from smidgen.delta import Delta, Method
 from smidgen.errors import UserError
 from smidgen.manifest import FORMAT, TENSORS, Base, Manifest, SavedPlace, Technique
-from smidgen.own import own_parameters
+from smidgen.own import head_names, own_parameters
 from smidgen.targets import Place
 from smidgen.tensors import Shapes, read_shapes, read_tensors
 
@@ -35,7 +35,12 @@ _SAMPLE = 1024  # numbers of each tensor that the base model's fingerprint looks
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """An adapter read from a folder and checked against a model, not yet put on it."""
+    """An adapter read from a folder and checked against a model, not yet put on it.
+
+    Attributes:
+        own: the model's own parameters that it brings, by name.
+        new_head: whether its head was left behind, so that the model's own is trained.
+    """
 
     name: str
     methods: list[Method]
@@ -43,6 +48,7 @@ class Saved:
     deltas: list[list[Delta]]
     own: dict[str, Tensor]
     labels: list[str] | None
+    new_head: bool
 
 
 def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Sequence[str] | None) -> None:
@@ -81,11 +87,12 @@ def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Seque
                 Technique(
                     technique=method.name,
                     fields=dataclasses.asdict(method.folded(deltas)),
-                    places=[SavedPlace(name=p.name, source=p.source, side=p.side) for p in places],
+                    places=[SavedPlace(name=p.name, source=p.source, side=p.side, site=p.site) for p in places],
                 )
                 for method, places, deltas in zip(adapter.methods, adapter.places, adapter.deltas, strict=True)
             ],
             own=own,
+            head=[name for name in own if name in adapter.head_names],
             labels=list(labels) if labels is not None else None,
             metrics=dict(metrics),
             sha256={TENSORS: files.sha256(folder / TENSORS)},
@@ -110,8 +117,8 @@ def _once_each(states: Iterable[tuple[str, Mapping[str, Tensor]]]) -> dict[str, 
     return {name: tensor for name, tensor in named.items() if seen.setdefault(id(tensor), name) == name}
 
 
-def read(model: PreTrainedModel, path: Path, *, check_base: bool = True) -> Saved:
-    """Read the adapter in the folder `path` and check it against `model`, which is not changed.
+def read(model: PreTrainedModel, path: Path, *, check_base: bool = True, head: bool = True) -> Saved:
+    """Read the adapter in the folder `path`, with or without its head, and check it against `model`, left as it is.
 
     Raises:
         UserError: the folder is damaged or is not an adapter for this model.
@@ -123,13 +130,20 @@ def read(model: PreTrainedModel, path: Path, *, check_base: bool = True) -> Save
         )
     try:
         methods, places = _methods(model, saved.techniques)
-        own = saved.own
-        if saved.labels is not None and len(saved.labels) != model.config.num_labels:
+        if head and saved.labels is not None and len(saved.labels) != model.config.num_labels:
             raise ValueError(f"it has {len(saved.labels)} labels, and the model's head {model.config.num_labels}")
-        _check_base(model, path, saved.base, own, check_base)
+        _check_base(model, path, saved.base, [*saved.own, *(() if head else head_names(model))], check_base)
         shapes = read_shapes(path / TENSORS)
         return filled(
-            model, saved.name, methods, places, own, saved.labels, shapes, lambda: read_tensors(path / TENSORS)
+            model,
+            saved.name,
+            methods,
+            places,
+            saved.own,
+            saved.labels,
+            shapes,
+            lambda: read_tensors(path / TENSORS),
+            without=None if head else saved.head,
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, UserError):
@@ -146,12 +160,19 @@ def filled(
     labels: list[str] | None,
     shapes: Shapes,
     read: Callable[[], dict[str, Tensor]],
+    *,
+    without: Sequence[str] | None = None,
 ) -> Saved:
     """An adapter's deltas with the tensors that `read` gives, whose names and `shapes` are checked before it is called.
+
+    The parameters `without`, its head's, are left behind; None: the head comes along.
 
     Raises:
         ValueError: a tensor is missing, unknown or of another shape than the techniques and the model have it.
     """
+    new_head = without is not None
+    own = [key for key in own if key not in (without or ())]
+    shapes = {key: shape for key, shape in shapes.items() if key not in (without or ())}
     with torch.device("meta"):
         deltas = [method.build_all(model, found) for method, found in zip(methods, places, strict=True)]
     _check_shapes(model, _states(methods, places, deltas), own, shapes)
@@ -162,7 +183,8 @@ def filled(
             state = {key: tensor.to(model.device) for key, tensor in given.items() if tensor is not None}
             delta.load_state_dict({**delta.state_dict(keep_vars=True), **state}, assign=True)
             delta.to(model.device)  # what is not in the file
-    return Saved(name, methods, places, deltas, {key: tensors[key] for key in own}, labels)
+    kept = {key: tensors[key] for key in own}
+    return Saved(name, methods, places, deltas, kept, None if new_head else labels, new_head)
 
 
 def _states(
@@ -192,9 +214,11 @@ def _check_shapes(model: PreTrainedModel, states: Mapping[str, Tensor], own: Seq
 
 def put(model: PreTrainedModel, saved: Saved, name: str, dtype: torch.dtype | None = None) -> Adapter:
     """Put an adapter that was read on its model."""
-    from smidgen.adapter import Adapter, set_labels
+    from smidgen.adapter import Adapter
+    from smidgen.stacking import set_labels
 
-    adapter = Adapter(model, name, saved.methods, saved.places, saved.deltas, list(saved.own))
+    own = [*saved.own, *(head_names(model) if saved.new_head else ())]
+    adapter = Adapter(model, name, saved.methods, saved.places, saved.deltas, own)
     parameters = dict(adapter.named_parameters())
     for key, tensor in saved.own.items():
         parameters[key].data = tensor.to(parameters[key].device, dtype or parameters[key].dtype)
@@ -217,19 +241,26 @@ def _methods(model: PreTrainedModel, techniques: Sequence[Technique]) -> tuple[l
             raise ValueError(f"{kind.title} has the fields {sorted(known)}, the file {sorted(entry.fields)}")
         method = kind(**entry.fields)
         methods.append(method)
-        if method.site == "attention":
-            found = {place.name: place for place in attention.find(model)}
-            if missing := [place.name for place in entry.places if place.name not in found]:
-                raise ValueError(f"it has a prefix at {missing[0]!r}, which is no attention of this model")
-            places.append([found[place.name] for place in entry.places])
-        elif method.site == "embedding":
-            place = targets.embedding(model)
-            if [saved.name for saved in entry.places] != [place.name]:
-                raise ValueError(f"it has a prompt elsewhere than at the input embedding, {place.name!r}")
-            places.append([place])
-        else:
-            places.append([targets.exact(model, place.name, place.source, place.side) for place in entry.places])
+        places.append(_places(model, entry.places))
     return methods, places
+
+
+def _places(model: PreTrainedModel, saved: Sequence[SavedPlace]) -> list[Place]:
+    known: dict[str, dict[str, Place]] = {}
+    if any(place.site == "attention" for place in saved):
+        known["attention"] = {place.name: place for place in attention.find(model)}
+    if any(place.site == "embedding" for place in saved):
+        known["embedding"] = {place.name: place for place in [targets.embedding(model)]}
+    found: list[Place] = []
+    for place in saved:
+        if place.site == "layer":
+            found.append(targets.exact(model, place.name, place.source, place.side))
+        elif place.name in known[place.site]:
+            found.append(known[place.site][place.name])
+        else:
+            what = "a prefix" if place.site == "attention" else "a prompt"
+            raise ValueError(f"it has {what} at {place.name!r}, which is no {place.site} of this model that takes one")
+    return found
 
 
 def _check_base(model: PreTrainedModel, path: Path, base: Base, own: Sequence[str], check: bool) -> None:
@@ -246,7 +277,7 @@ def fingerprint(model: PreTrainedModel, without: Sequence[str]) -> str:
 
     The values are compared as bfloat16, so that a model loaded in bfloat16 is the one that was trained on in fp32.
     """
-    from smidgen.adapter import adapters
+    from smidgen.stacking import adapters
 
     original: dict[str, Tensor] = {}
     for adapter in adapters(model).values():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from smidgen.delta import Side
+from smidgen.delta import Side, Site
 from smidgen.layers import features, is_linear
 from smidgen.own import own_modules, own_parameters
 
@@ -43,6 +43,7 @@ class Place:
         shape: (in, out) features of a linear layer or sublayer, (key-value heads, head size) of an attention,
             (vocabulary, hidden size) of an embedding, (hidden size, hidden size) of a block.
         side: what of the layer a delta changes here.
+        site: whether that is the layer's own, the keys and values of an attention, or the prompt at an embedding.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Place:
     shape: tuple[int, int]
     source: str | None = None
     side: Side = "output"
+    site: Site = "layer"
 
 
 def find(model: PreTrainedModel, targets: str | Sequence[str] | None, layers: str = "all") -> list[Place]:
@@ -84,7 +86,7 @@ def embedding(model: PreTrainedModel) -> Place:
         raise ValueError(
             f"{type(model).__name__}'s input embedding is a {type(layer).__name__}; prompts need an Embedding."
         )
-    return Place(name, layer, (layer.num_embeddings, layer.embedding_dim))
+    return Place(name, layer, (layer.num_embeddings, layer.embedding_dim), site="embedding")
 
 
 def ends(model: PreTrainedModel) -> list[Place]:

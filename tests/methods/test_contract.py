@@ -30,9 +30,12 @@ NOT_MERGEABLE = {
     "prompt-tuning",
     "p-tuning",
     "hard-prompt",
+    "mam",
+    "unipelt",
+    "adapter-fusion",
 }
-NEAR_IDENTITY_AT_START = {"houlsby", "pfeiffer", "adapter-drop"}
-SEEN_AT_START = {"prefix-tuning", "p-tuning-v2", "prompt-tuning", "p-tuning", "hard-prompt"}
+NEAR_IDENTITY_AT_START = {"houlsby", "pfeiffer", "adapter-drop", "unipelt"}
+SEEN_AT_START = {"prefix-tuning", "p-tuning-v2", "prompt-tuning", "p-tuning", "hard-prompt", "mam", "adapter-fusion"}
 
 
 def logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

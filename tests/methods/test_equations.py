@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from smidgen import Delta, Houlsby, LoRA, Method, Parallel, Pfeiffer, PrefixTuning, PTuning, attach
+from smidgen import (
+    MAM,
+    AdapterFusion,
+    Delta,
+    Houlsby,
+    LoRA,
+    Method,
+    Parallel,
+    Pfeiffer,
+    PrefixTuning,
+    PTuning,
+    UniPELT,
+    attach,
+)
 from tests.conftest import build, make_batch
 from tests.methods.test_contract import disturb
 
@@ -21,7 +35,7 @@ def watched(model: PreTrainedModel, layers: dict[str, nn.Module]) -> dict[str, t
 
     def note(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen[name] = (inputs[0], output)
+            seen[name] = (inputs[0] if inputs else None, output)
 
         return hook
 
@@ -102,6 +116,74 @@ def test_prefix_tuning_attends_to_learned_keys_and_values(hidden_size: int | Non
         weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
         expected = (weights @ torch.cat([values, heads(seen["value"][1])], 2)).transpose(1, 2).flatten(2)
     torch.testing.assert_close(seen["all"][0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_mam_is_a_prefix_and_a_parallel_adapter() -> None:
+    """Section 4.6; the same as the list of the two, with the same numbers."""
+    batch = make_batch("bert")
+    one, two = build("bert"), build("bert")
+    mam = attach(one, MAM(length=3, size=8))
+    both = attach(two, [PrefixTuning(length=3), Parallel(size=8)])
+    disturb(mam)
+    numbers = {name.replace("mam", "*"): value for name, value in mam.state().items()}
+    both.load_state({n: numbers[n.replace("prefix-tuning", "*").replace("parallel", "*")] for n in both.state()})
+    with torch.no_grad():
+        assert torch.equal(one(**batch).logits, two(**batch).logits)
+    assert mam.virtual_tokens == 3
+
+
+def test_fusion_attends_to_what_each_adapter_adds() -> None:
+    """Section 3.2, a token and an adapter at a time."""
+    model = build("bert")
+    members = [attach(model, Pfeiffer(), name=name) for name in "abc"]
+    for member in members:
+        disturb(member)
+    fusion = attach(model, AdapterFusion(adapters="a, b, c"), name="fusion")
+    disturb(fusion)
+    block, delta = model.bert.encoder.layer[1], fusion.deltas[0][1]
+    seen = watched(model, {"norm": block.output.LayerNorm, "block": block})
+    h = seen["norm"][1]
+    with torch.no_grad():
+        z = [bottleneck(member.deltas[0][1], h, torch.relu) for member in members]
+        query = h @ delta.query.T
+        scores = torch.stack([(query * (adds @ delta.key.T)).sum(-1) for adds in z], -1).softmax(-1)
+        expected = h + sum(scores[..., n, None] * (adds @ delta.value.T) for n, adds in enumerate(z))
+    torch.testing.assert_close(seen["block"][1], expected, atol=1e-5, rtol=1e-5)
+    assert not any(member.active for member in members)
+
+
+def test_unipelt_multiplies_each_part_by_its_gate() -> None:
+    """Section 3.2, with a gate a token."""
+    model = build("bert")
+    adapter = attach(model, UniPELT(rank=2, length=3, reduction=8, targets="query", layers="0"))
+    disturb(adapter)
+    lora, prefix, adapted = adapter.deltas[0]
+    attention, block = model.bert.encoder.layer[0].attention.self, model.bert.encoder.layer[0]
+    seen = watched(
+        model, {"query": attention.query, "context": attention, "norm": block.output.LayerNorm, "block": block}
+    )
+
+    def gate(of: Any, x: Tensor) -> Tensor:
+        return torch.sigmoid(x @ of.gate.weight.T + of.gate.bias)
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (4, 8)).transpose(1, 2)
+
+    with torch.no_grad():
+        x, query = seen["query"]
+        change = 8.0 * x @ lora.inner.a.T @ lora.inner.b.T
+        plain = x @ attention.query.weight.T + attention.query.bias
+        torch.testing.assert_close(query, plain + gate(lora, x) * change, atol=1e-5, rtol=1e-5)
+        keys, values = (part.transpose(0, 1) for part in prefix.keys_values)
+        beside = (heads(query) @ keys.transpose(1, 2) / 8**0.5).softmax(-1) @ values
+        mask = make_batch("bert")["attention_mask"].bool()[:, None, None]
+        scores = heads(query) @ heads(attention.key(x)).transpose(2, 3) / 8**0.5
+        own = scores.masked_fill(~mask, -torch.inf).softmax(-1) @ heads(attention.value(x))
+        expected = own.transpose(1, 2).flatten(2) + gate(prefix, query) * beside.transpose(1, 2).flatten(2)
+        torch.testing.assert_close(seen["context"][1][0], expected, atol=1e-5, rtol=1e-5)
+        h = seen["norm"][1]
+        expected = h + gate(adapted, h) * bottleneck(adapted.inner, h, torch.relu)
+        torch.testing.assert_close(seen["block"][1], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_prefix_from_real_tokens_is_what_the_model_computes_for_them() -> None:

@@ -10,17 +10,17 @@ import torch
 from transformers import PreTrainedModel
 
 from smidgen import METHODS, attach, rows
-from tests.conftest import OPTIONS
+from tests.conftest import OPTIONS, fused
 from tests.methods.test_contract import disturb
 from tests.zoo import ZOO, build, make_batch
 
-PREFIXES = {"prefix-tuning", "p-tuning-v2", "llama-adapter"}
+PREFIXES = {"prefix-tuning", "p-tuning-v2", "llama-adapter", "mam", "unipelt"}
 PROMPTS = {"prompt-tuning", "p-tuning", "hard-prompt"}
 ATTENTION_ONLY = {"mixtral", "qwen3-moe"}
 LANGUAGE_MODELS = {"bert-gaps", "qwen3", "gemma2", "phi3", "gpt-neox", "opt", "t5", "bart", *ATTENTION_ONLY}
 NO_BIASES = {"modernbert", "qwen3", "gemma2", "phi3", "t5", *ATTENTION_ONLY}
 OF_LAYERS = set(METHODS) - PREFIXES - PROMPTS - {"full", "head", "bitfit", "norm-tuning", "progressive"}
-OF_BLOCKS = {"pfeiffer", "adapter-drop", "invertible", "representation-mixing", "loreft"}
+OF_BLOCKS = {"pfeiffer", "adapter-fusion", "adapter-drop", "invertible", "representation-mixing", "loreft"}
 
 REFUSED = [
     (LANGUAGE_MODELS, {"head"}, "has no task head"),
@@ -29,7 +29,7 @@ REFUSED = [
     ({"t5", "bart"}, PREFIXES | PROMPTS, "is an encoder-decoder"),
     ({"vit"}, PREFIXES, "reads pixel_values and no text"),
     ({"vit"}, PROMPTS, "prompts need an Embedding"),
-    (ATTENTION_ONLY, OF_LAYERS - OF_BLOCKS, "mlp.experts.gate_up_proj and .*mlp.experts.down_proj"),
+    (ATTENTION_ONLY, {*OF_LAYERS - OF_BLOCKS, "mam"}, "mlp.experts.gate_up_proj and .*mlp.experts.down_proj"),
 ]
 """What an architecture cannot take, and what the error says."""
 
@@ -62,7 +62,8 @@ def answers(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Ten
 def test_a_technique_works_or_says_why_not(architecture: str, technique: str) -> None:
     model, batch = build(architecture), make_batch(architecture)
     before = answers(model, batch)
-    method = METHODS[technique](**OPTIONS.get(technique, {}))
+    fusion = {"adapters": fused(build, architecture)} if technique == "adapter-fusion" else {}
+    method = METHODS[technique](**OPTIONS.get(technique, fusion))
     if not method.keeps_base:
         method = dataclasses.replace(method, keep_base=True)
     reason = why(REFUSED, architecture, technique)

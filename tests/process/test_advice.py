@@ -30,7 +30,7 @@ FULL = row("full", 0.90, disk=90_000_000)
 
 def test_the_best_within_a_point_is_recommended_with_its_difference_and_cost() -> None:
     rows = [FULL, row("lora", 0.895, difference=-0.005, low=-0.02, high=0.01), row("head", 0.70, difference=-0.20)]
-    name, words = advise(rows, "accuracy", "full")
+    name, words = advise(rows, "accuracy", "full", test_rows=1000)
     assert name == "lora"
     assert "Use Lora: accuracy 89.5 %, 0.5 below full fine-tuning" in words
     assert "cannot tell the two apart" in words
@@ -38,7 +38,9 @@ def test_the_best_within_a_point_is_recommended_with_its_difference_and_cost() -
 
 
 def test_a_difference_that_the_rows_show_is_said() -> None:
-    _, words = advise([FULL, row("lora", 0.92, difference=0.02, low=0.01, high=0.03)], "accuracy", "full")
+    _, words = advise(
+        [FULL, row("lora", 0.92, difference=0.02, low=0.01, high=0.03)], "accuracy", "full", test_rows=1000
+    )
     assert "2.0 above full fine-tuning" in words
     assert "tell the two apart" in words
     assert "cannot" not in words
@@ -46,14 +48,21 @@ def test_a_difference_that_the_rows_show_is_said() -> None:
 
 def test_a_much_smaller_one_within_a_point_is_named_too() -> None:
     rows = [FULL, row("lora", 0.90, difference=0.0), row("prompt", 0.893, difference=-0.007, disk=30_000)]
-    name, words = advise(rows, "accuracy", "full")
+    name, words = advise(rows, "accuracy", "full", test_rows=1000)
     assert name == "lora"
     assert "the same as full fine-tuning" in words
     assert "The smallest within 1 point of full fine-tuning is Prompt: accuracy 89.3 %, 30 kB a task." in words
 
 
+def test_a_test_split_that_cannot_show_a_point_is_said_to_be_too_small() -> None:
+    rows = [FULL, row("lora", 0.90, difference=0.0, low=0.0, high=0.0)]
+    _, words = advise(rows, "accuracy", "full", test_rows=40)
+    assert words.endswith("One answer counts for 2.5 points: 40 test rows are too few to see a difference of 1.")
+    assert "too few" not in advise(rows, "accuracy", "full", test_rows=100)[1]
+
+
 def test_nothing_within_a_point_recommends_nothing() -> None:
-    name, words = advise([FULL, row("lora", 0.85, difference=-0.05)], "accuracy", "full")
+    name, words = advise([FULL, row("lora", 0.85, difference=-0.05)], "accuracy", "full", test_rows=1000)
     assert name is None
     assert "No technique comes within 1 point of full fine-tuning (accuracy 90.0 %)" in words
     assert "The nearest is Lora" in words
@@ -62,12 +71,12 @@ def test_nothing_within_a_point_recommends_nothing() -> None:
 def test_a_point_is_within_a_point() -> None:
     full, lora = row("full", 0.87), row("lora", 0.86, difference=0.86 - 0.87)
     assert lora["difference"] < -0.01  # as floats have it
-    assert advise([full, lora], "accuracy", "full")[0] == "lora"
+    assert advise([full, lora], "accuracy", "full", test_rows=1000)[0] == "lora"
 
 
 def test_a_loss_is_better_when_lower() -> None:
     rows = [row("full", 2.0), row("lora", 1.9, difference=-0.1), row("head", 2.5, difference=0.5)]
-    name, words = advise(rows, "loss", "full")
+    name, words = advise(rows, "loss", "full", test_rows=1000)
     assert name == "lora"
     assert "loss 1.900, 0.100 below full fine-tuning" in words
 
@@ -85,6 +94,6 @@ def test_a_loss_is_better_when_lower() -> None:
     ],
 )
 def test_what_is_missing_is_said(rows: list[dict[str, Any]], name: str | None, words: str) -> None:
-    chosen, said = advise(rows, "accuracy", "full")
+    chosen, said = advise(rows, "accuracy", "full", test_rows=1000)
     assert chosen == name
     assert words in said

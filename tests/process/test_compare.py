@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from smidgen.errors import UserError
 from smidgen.process.compare import compare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.runs import Run, what_went_wrong
@@ -79,12 +80,37 @@ def test_a_second_call_measures_nothing_again(done: tuple[Path, dict]) -> None:
     assert again["techniques"] == result["techniques"]
 
 
-def test_a_changed_recipe_is_measured_anew(done: tuple[Path, dict]) -> None:
-    path, _ = done
-    recipe = load_recipe(path, ["training.epochs=1", "compare=[lora]", "seeds=[0]"])
-    again = compare(recipe, command="smidgen compare recipe.yaml")
-    assert len(again["techniques"][0]["curve"]) == 1
+def test_a_comparison_of_something_else_is_not_replaced(done: tuple[Path, dict]) -> None:
+    path, result = done
+    with pytest.raises(UserError, match=r"another recipe \(training.epochs was 2 and is 1\). Remove it, or give"):
+        compare(load_recipe(path, ["training.epochs=1"]), command="")
+    rows = path.parent / "rows.csv"
+    kept = rows.read_text("utf-8")
+    rows.write_text(kept + "the day is a new one,yes\n", "utf-8")
+    try:
+        with pytest.raises(UserError, match="rows of the data have changed"):
+            compare(load_recipe(path), command="")
+    finally:
+        rows.write_text(kept, "utf-8")
+    kept_results = json.loads((path.parent / "out" / "compare.json").read_text())
+    assert kept_results["techniques"] == result["techniques"]
+
+
+def test_a_comparison_may_grow_and_shrink(done: tuple[Path, dict]) -> None:
+    path, result = done
+    again = compare(load_recipe(path, ["compare=[lora]"]), command="")
+    assert again["techniques"][0]["scores"] == result["techniques"][1]["scores"]
     assert "Add `full`" in again["advice"]
+    compare(load_recipe(path), command="smidgen compare recipe.yaml")
+
+
+def test_entries_that_cannot_be_trained_are_all_named_before_anything_runs(tmp_path: Path) -> None:
+    entries = "compare: [lora, {name: lora, rank: 33}, {name: dora, targets: nowhere}]\n"
+    with pytest.raises(UserError) as refused:
+        compare(load_recipe(save_recipe(tmp_path, entries)), command="")
+    assert "rank 33 is above the size" in str(refused.value)
+    assert "nowhere" in str(refused.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_at_once_measure_the_same(done: tuple[Path, dict], tmp_path: Path) -> None:
@@ -106,7 +132,9 @@ def test_several_at_once_measure_the_same(done: tuple[Path, dict], tmp_path: Pat
 
 
 def test_a_failed_seed_leaves_out_the_others_of_its_technique(tmp_path: Path) -> None:
-    path = save_recipe(tmp_path, "training: {epochs: 1}\ncompare: [{name: lora, rank: 33}]\nseeds: [0, 1, 2]\n")
+    path = save_recipe(
+        tmp_path, "training: {epochs: 1}\ncompare: [{name: lora, learning_rate: 1.0e+30}]\nseeds: [0, 1, 2]\n"
+    )
     (lora,) = compare(load_recipe(path), command="", at_once=2)["techniques"]
     assert lora["status"] == "failed"
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 2
@@ -125,11 +153,11 @@ def test_a_run_that_leaves_no_result_is_not_waited_for(tmp_path: Path, monkeypat
 
 
 def test_a_technique_that_fails_leaves_the_others(tmp_path: Path) -> None:
-    path = save_recipe(tmp_path, "training: {epochs: 1}\ncompare: [{name: lora, rank: 33}, head]\n")
+    path = save_recipe(tmp_path, "training: {epochs: 1}\ncompare: [{name: lora, learning_rate: 1.0e+30}, head]\n")
     result = compare(load_recipe(path), command="smidgen compare recipe.yaml")
     lora, head = result["techniques"]
     assert lora["status"] == "failed"
-    assert "rank 33 is above the size" in lora["error"]
+    assert "Lower training.learning_rate" in lora["error"]
     assert head["status"] == "done"
 
 

@@ -136,6 +136,11 @@ def test_overlap_between_given_splits_is_counted_and_noted(tmp_path):
     ]
 
 
+def test_a_text_that_a_test_split_repeats_is_counted_and_noted(tmp_path):
+    data = load(tmp_path, train=rows(20), test=[("new", "x"), ("New", "x"), ("other", "y"), ("new ", "x")])
+    assert "2 of the 4 rows of data.test repeat the text of an earlier one" in data.notes[0]
+
+
 def test_bad_rows_are_an_error_or_a_note(tmp_path):
     given = [*rows(20), ("", "x")]
     assert "line 22: empty text" in refusal(tmp_path, train=given)

@@ -115,8 +115,10 @@ def test_a_recipe_of_the_user_s_own_is_not_replaced(tmp_path: Path) -> None:
 
 def test_a_bad_row_gets_an_error_in_its_place(job: Job) -> None:
     rows = ["the day is", BadRow("line", 2, "empty text"), BadRow("line", 3, "broken UTF-8"), "a film"]
-    answers = list(predict(job, rows, batch_size=2))
+    told: list[str] = []
+    answers = list(predict(job, rows, batch_size=2, tell=told.append))
     assert [answer.get("text") for answer in answers] == ["the day is", None, None, "a film"]
+    assert told == ["2 of 4 rows have an error instead of an answer."]
     assert answers[1:3] == [{"error": "line 2: empty text"}, {"error": "line 3: broken UTF-8"}]
     json.dumps(answers)
 

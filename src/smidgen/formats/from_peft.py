@@ -35,6 +35,7 @@ from smidgen.methods import (
     RsLoRA,
     VeRA,
 )
+from smidgen.own import head_names
 from smidgen.targets import Place
 from smidgen.tensors import read_tensors
 
@@ -108,8 +109,8 @@ def _module(name: str) -> str:
     return name.removeprefix("base_model.").removeprefix("model.") if name.startswith("base_model.") else name
 
 
-def read(model: PreTrainedModel, path: Path) -> storage.Saved:
-    """Read the folder that peft wrote and check it against `model`, which is not changed.
+def read(model: PreTrainedModel, path: Path, *, head: bool = True) -> storage.Saved:
+    """Read the folder that peft wrote, with or without its head, and check it against `model`, left as it is.
 
     Raises:
         UserError: the folder is damaged, holds a pickle, or an adapter that has no counterpart here.
@@ -138,7 +139,10 @@ def read(model: PreTrainedModel, path: Path) -> storage.Saved:
         }
         tensors |= own
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        return storage.filled(model, _name(path), methods, places, list(own), None, shapes, lambda: tensors)
+        without = None if head else [name for name in head_names(model) if name in own]
+        return storage.filled(
+            model, _name(path), methods, places, list(own), None, shapes, lambda: tensors, without=without
+        )
     except KeyError as error:
         raise UserError(f"{path} is incomplete: a tensor or a field of {error} is missing.") from error
     except (ValueError, TypeError, AttributeError) as error:

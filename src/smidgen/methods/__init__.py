@@ -5,6 +5,7 @@ from __future__ import annotations
 from smidgen.delta import Method
 from smidgen.methods.adalora import AdaLoRA
 from smidgen.methods.adapter_drop import AdapterDrop
+from smidgen.methods.adapter_fusion import AdapterFusion
 from smidgen.methods.bitfit import BitFit
 from smidgen.methods.compacter import Compacter
 from smidgen.methods.dora import DoRA
@@ -22,6 +23,7 @@ from smidgen.methods.lora import LoRA
 from smidgen.methods.lora_fa import LoRAFA
 from smidgen.methods.lora_plus import LoRAPlus
 from smidgen.methods.loreft import LoReFT
+from smidgen.methods.mam import MAM
 from smidgen.methods.miss import MiSS
 from smidgen.methods.norm_tuning import NormTuning
 from smidgen.methods.oft import OFT
@@ -35,15 +37,18 @@ from smidgen.methods.progressive import Progressive
 from smidgen.methods.prompt_tuning import PromptTuning
 from smidgen.methods.representation_mixing import RepresentationMixing
 from smidgen.methods.rslora import RsLoRA
+from smidgen.methods.unipelt import UniPELT
 from smidgen.methods.vera import VeRA
 
 __all__ = [
     "HRA",
     "IA3",
+    "MAM",
     "METHODS",
     "OFT",
     "AdaLoRA",
     "AdapterDrop",
+    "AdapterFusion",
     "BitFit",
     "Compacter",
     "DoRA",
@@ -71,6 +76,7 @@ __all__ = [
     "PromptTuning",
     "RepresentationMixing",
     "RsLoRA",
+    "UniPELT",
     "VeRA",
 ]
 
@@ -96,6 +102,7 @@ METHODS: dict[str, type[Method]] = {
         Compacter,
         AdapterDrop,
         Invertible,
+        AdapterFusion,
         RepresentationMixing,
         IA3,
         BitFit,
@@ -109,6 +116,8 @@ METHODS: dict[str, type[Method]] = {
         PromptTuning,
         PTuning,
         HardPrompt,
+        MAM,
+        UniPELT,
         Progressive,
     )
 }

@@ -15,7 +15,7 @@ import dataclasses
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from smidgen.delta import Method, check_positive
 from smidgen.methods.prefix_tuning import PrefixDelta
@@ -59,3 +59,7 @@ class GatedPrefixDelta(PrefixDelta):
         super().__init__(length, heads, head_size)
         self.virtual_tokens = 0  # it has an attention of its own
         self.gate = nn.Parameter(torch.zeros(1))  # zero: training starts from the base model
+
+    def gated(self, query: Tensor) -> Tensor:
+        """The layer's gate, (1,)."""
+        return self.gate

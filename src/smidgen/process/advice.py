@@ -17,7 +17,7 @@ ROUNDING = 1e-9
 Row = dict[str, Any]
 
 
-def advise(techniques: Sequence[Row], metric_name: str, baseline: str) -> tuple[str | None, str]:
+def advise(techniques: Sequence[Row], metric_name: str, baseline: str, *, test_rows: int) -> tuple[str | None, str]:
     """Choose a technique and say why.
 
     The choice is the best-scoring one that is no full fine-tuning and, where full fine-tuning was measured, within a
@@ -27,11 +27,17 @@ def advise(techniques: Sequence[Row], metric_name: str, baseline: str) -> tuple[
         techniques: the `techniques` of compare.json, those that are done with their numbers.
         metric_name: what `score` measures.
         baseline: the name of full fine-tuning.
+        test_rows: how many rows the scores are of.
 
     Returns:
         The recommended technique's name, or None, and the advice in sentences.
     """
     chosen, advice = _chosen(techniques, metric_name, baseline)
+    if chosen is not None and metric_named(metric_name).percent and 1 / test_rows > MARGIN:
+        advice += (
+            f" One answer counts for {100 / test_rows:.1f} points: {test_rows} test rows are too few to see a "
+            f"difference of {100 * MARGIN:g}."
+        )
     failed = [row["title"] for row in techniques if row["status"] == "failed"]
     return chosen, advice + (f" Not compared, since it failed: {', '.join(failed)}." if failed else "")
 

@@ -16,12 +16,16 @@ from typing import Any
 import numpy as np
 
 from smidgen import __version__, files
-from smidgen.errors import Interrupted
+from smidgen.errors import Interrupted, UserError
 from smidgen.process.advice import advise
 from smidgen.process.data import TaskData, load_data
+from smidgen.process.job import attach_technique
+from smidgen.process.log import check_tracker
+from smidgen.process.models import load_model
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Metrics, Run, execute
 from smidgen.process.statistics import Scores, difference, interval
+from smidgen.process.strict_yaml import parse
 from smidgen.process.technique import TechniqueSpec
 from smidgen.report.page import write_page
 
@@ -45,12 +49,14 @@ def compare(recipe: Recipe, *, command: str, at_once: int = 1, watch: Watch | No
         The contents of compare.json.
 
     Raises:
-        UserError: the data or the recipe cannot be used; nothing was run.
+        UserError: the data, the model or an entry cannot be used, or a comparison of another recipe or other rows is in
+            the way; nothing was run.
         Interrupted: Ctrl-C; the message says how to go on.
     """
+    check_tracker(recipe.training)
     data = load_data(recipe.data, recipe.task)
     rows_used = data.fingerprint()
-    Path(recipe.output).mkdir(parents=True, exist_ok=True)
+    _check_output(recipe, rows_used)
     comparison = _header(recipe, data, command, at_once)
     index = {spec.slug: place for place, spec in enumerate(recipe.compare)}
     runs = {spec.slug: [Run.of(recipe, spec, seed) for seed in recipe.seeds] for spec in recipe.compare}
@@ -86,10 +92,12 @@ def compare(recipe: Recipe, *, command: str, at_once: int = 1, watch: Watch | No
         if watch is not None:
             watch(comparison)
 
+    missing = [run for own in runs.values() for run in own if run.folder not in results]
+    _check_entries(recipe, [spec for spec in recipe.compare if any(run.spec == spec for run in missing)], data)
+    Path(recipe.output).mkdir(parents=True, exist_ok=True)
     for spec in recipe.compare:
         settle(spec)
     tell()
-    missing = [run for own in runs.values() for run in own if run.folder not in results]
     stopped = execute(missing, at_once=at_once, ended=ended, watch=look)
     if stopped:
         names = ", ".join(dict.fromkeys(run.spec.name for run in stopped))
@@ -98,6 +106,38 @@ def compare(recipe: Recipe, *, command: str, at_once: int = 1, watch: Watch | No
             f"Go on with the same command: {command}"
         )
     return comparison
+
+
+def _check_output(recipe: Recipe, rows_used: str) -> None:
+    """Raise a UserError if a comparison of something else is there; one that was stopped or has grown goes on."""
+    path = Path(recipe.output) / "compare.json"
+    if not path.is_file():
+        return
+    there = files.read_json(path)
+    earlier = Recipe.model_validate(parse(there["recipe"], str(path)))
+    changes = recipe.model_copy(update={"technique": earlier.technique}).changes(earlier)
+    if there["data"]["fingerprint"] != rows_used:
+        changes.append("the rows of the data have changed")
+    if changes:
+        raise UserError(
+            f"{path.parent} holds a comparison of another recipe ({'; '.join(changes)}). Remove it, or give another "
+            "output."
+        )
+
+
+def _check_entries(recipe: Recipe, specs: Sequence[TechniqueSpec], data: TaskData) -> None:
+    """Raise a UserError that names every technique that does not go with the model."""
+    training, mistakes = recipe.training, []
+    for spec in specs:  # each on a model of its own: full fine-tuning takes the one that it gets
+        model, tokenizer = load_model(
+            recipe.model, recipe.task, data.labels, seed=training.seed, precision=training.precision
+        )
+        try:
+            attach_technique(spec, model, tokenizer)
+        except UserError as error:
+            mistakes.append(f"  {error}")
+    if mistakes:
+        raise UserError("\n".join(("compare holds what cannot be trained; nothing was run:", *mistakes)))
 
 
 def _header(recipe: Recipe, data: TaskData, command: str, at_once: int) -> Comparison:
@@ -119,6 +159,7 @@ def _header(recipe: Recipe, data: TaskData, command: str, at_once: int) -> Compa
             "validation": len(data.validation),
             "test": len(data.test),
             "labels": list(data.labels),
+            "fingerprint": data.fingerprint(),
             "notes": list(data.notes),
         },
         "baseline": _baseline(recipe),
@@ -229,7 +270,7 @@ def _relate(comparison: Comparison, measured: Mapping[str, list[Metrics]]) -> No
                 row.update(difference=row["score"] - full["score"], difference_low=low, difference_high=high)
     full_twice = {slug for slug, metrics in measured.items() if metrics[0]["technique"] == BASELINE} - {baseline}
     choices = [row for row in comparison["techniques"] if row["name"] not in full_twice]
-    name, advice = advise(choices, comparison["metric"], baseline)
+    name, advice = advise(choices, comparison["metric"], baseline, test_rows=comparison["data"]["test"])
     comparison.update(recommended=name, advice=advice)
 
 

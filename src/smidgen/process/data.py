@@ -61,7 +61,8 @@ def load_data(config: DataConfig, task: Task) -> TaskData:
     """Reads the splits, and makes those that are not given from the training rows.
 
     A split that is made shares no text with another, is stratified by label, and depends on `config.seed` and the rows
-    alone, not on their order. In splits that are given, texts that training has as well are counted and noted.
+    alone, not on their order. In splits that are given, texts that training has as well, and those that occur several
+    times, are counted and noted.
 
     Args:
         config: where the rows are.
@@ -86,6 +87,7 @@ def load_data(config: DataConfig, task: Task) -> TaskData:
     if task == "classification":
         labels = _labels(splits)
         notes += _conflicts(splits["train"])
+    notes += _repeats(splits)
     notes += _overlaps(splits)
     notes += _make_splits(splits, config, stratify=task == "classification")
     number = {label: index for index, label in enumerate(labels)}
@@ -156,6 +158,20 @@ def _conflicts(rows: Sequence[Row]) -> list[str]:
         f"data.train gives {_count(conflicting, 'text')} different labels in different rows, "
         f"such as {shown(text)}: {_listed(sorted(labels))}."
     ]
+
+
+def _repeats(splits: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Notes on texts that a given validation or test split holds several times."""
+    notes = []
+    for split in ("validation", "test"):
+        rows = splits.get(split, ())
+        repeated = len(rows) - len({normalize(text) for text, _ in rows})
+        if repeated:
+            notes.append(
+                f"{repeated} of the {len(rows)} rows of data.{split} repeat the text of an earlier one, which counts "
+                "as often in the score."
+            )
+    return notes
 
 
 def _overlaps(splits: Mapping[str, Sequence[Row]]) -> list[str]:

@@ -26,6 +26,7 @@ from smidgen.process.parallel import this_process
 from smidgen.process.plan import Plan, make_plan
 from smidgen.process.recipe import Precision, Recipe, load_recipe
 from smidgen.process.room import Room
+from smidgen.process.technique import TechniqueSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -204,16 +205,25 @@ def prepare(recipe: Recipe, *, device: torch.device | None = None) -> Job:
     )
     model.to(device or this_process().device)  # type: ignore[arg-type]
     torch.manual_seed(training.seed)
-    try:
-        adapter = attach(model, recipe.technique.methods(), name=recipe.technique.slug, tokenizer=tokenizer)
-    except ValueError as error:
-        raise UserError(f"technique={recipe.technique.name}: {error}") from error
+    adapter = attach_technique(recipe.technique, model, tokenizer)
     if training.precision == "bf16":
         for parameter in adapter.parameters():  # small steps are lost in bfloat16; the frozen weights take none
             parameter.data = parameter.data.float()
     job = Job(recipe, data.labels, model, tokenizer, adapter)
     job.data = data
     return job
+
+
+def attach_technique(spec: TechniqueSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Adapter:
+    """Put a recipe's technique on a model.
+
+    Raises:
+        UserError: the two do not go together.
+    """
+    try:
+        return attach(model, spec.methods(), name=spec.slug, tokenizer=tokenizer)
+    except ValueError as error:
+        raise UserError(f"technique={spec.name}: {error}") from error
 
 
 def reopen(folder: Path, *, precision: Precision | None = None) -> Job:

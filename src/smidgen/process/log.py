@@ -39,9 +39,6 @@ class Log:
         progress: where the run starts; what was logged after its checkpoint is logged again.
         steps: of the whole run.
         quiet: whether nothing is shown.
-
-    Raises:
-        UserError: the tracker's package is not installed.
     """
 
     def __init__(self, folder: Path, config: TrainingConfig, progress: Progress, steps: int, *, quiet: bool) -> None:
@@ -123,6 +120,12 @@ class Log:
             self.tracker.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
 
 
+def check_tracker(config: TrainingConfig) -> None:
+    """Raise a UserError if the tracker's package is not installed."""
+    if config.tracker is not None and importlib.util.find_spec(config.tracker) is None:
+        raise UserError(f"training.tracker={config.tracker} needs its package: pip install {config.tracker}")
+
+
 def _open(path: Path, kept: int) -> BufferedWriter:
     """The log, to append to after the bytes that are kept."""
     file = path.open("ab")
@@ -133,8 +136,6 @@ def _open(path: Path, kept: int) -> BufferedWriter:
 def _tracker(folder: Path, config: TrainingConfig) -> Accelerator:
     """Accelerate's tracker of this name, which keeps what it keeps in files in `folder`."""
     assert config.tracker is not None
-    if importlib.util.find_spec(config.tracker) is None:
-        raise UserError(f"training.tracker={config.tracker} needs its package: pip install {config.tracker}")
     accelerator = Accelerator(
         cpu=this_process().device.type == "cpu", mixed_precision="no", log_with=config.tracker, project_dir=folder
     )

@@ -52,20 +52,22 @@ def predict(
         job: a model with its adapter.
         rows: the texts.
         batch_size: how many at once.
-        tell: called after the last of them, if texts were cut.
+        tell: called after the last of them, if texts were cut or rows were bad.
 
     Yields:
         Classification: text, label, score (the label's probability). Generation: text, answer. For a bad row: error.
     """
     rows = iter(rows)
-    count = all_cut = 0
+    count = all_cut = bad = 0
     while batch := list(itertools.islice(rows, batch_size)):
         known = [row for row in batch if not isinstance(row, BadRow)]
         found, cut = _answer(job, known) if known else ([], 0)
-        count, all_cut = count + len(known), all_cut + cut
+        count, all_cut, bad = count + len(known), all_cut + cut, bad + len(batch) - len(known)
         answers = iter(found)
         for row in batch:
             yield {"error": str(row)} if isinstance(row, BadRow) else {"text": row, **next(answers)}
+    if bad:
+        tell(f"{bad} of {count + bad} rows have an error instead of an answer.")
     if all_cut:
         room = job.room.prompt(MAX_NEW_TOKENS) if job.recipe.task == "generation" else job.room.row
         tell(f"{all_cut} of {count} texts are longer than {room} tokens; their ends were cut.")

@@ -17,6 +17,7 @@ from smidgen.process import checkpoint
 from smidgen.process.encoding import pad_id
 from smidgen.process.evaluate import Scores
 from smidgen.process.job import Job, prepare
+from smidgen.process.log import check_tracker
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
 from smidgen.process.parallel import get_weights, is_sharded, this_process
 from smidgen.process.recipe import Recipe, refuse_own
@@ -40,7 +41,7 @@ def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any
     """
     folder, is_main = Path(job.recipe.output), this_process().is_main_process
     stopped = folder / "checkpoint"
-    check_output(job.recipe, resume=resume)
+    check_start(job.recipe, resume=resume)
     resume = resume and (checkpoint.exists(stopped) or not stopped.is_dir())  # stopped in its first checkpoint
     if is_main and not resume:
         (folder / "metrics.json").unlink(missing_ok=True)
@@ -80,8 +81,9 @@ def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any
     return metrics
 
 
-def check_output(recipe: Recipe, *, resume: bool) -> None:
-    """Raise a UserError if the output folder cannot be written, or holds a run that would be lost."""
+def check_start(recipe: Recipe, *, resume: bool) -> None:
+    """Raise a UserError if the folder cannot be written or holds a run that would be lost, or a package is missing."""
+    check_tracker(recipe.training)
     folder = Path(recipe.output)
     stopped = folder / "checkpoint"
     if checkpoint.exists(stopped) and not resume:
