@@ -26,7 +26,7 @@ from markdown_it.token import Token
 from pydantic import BaseModel
 
 import smidgen
-from smidgen import METHODS, Method, attach, embedded
+from smidgen import METHODS, AdapterFusion, Method, Pfeiffer, attach, embedded
 from smidgen.cli import app
 from smidgen.manifest import Manifest
 from smidgen.own import head_names
@@ -205,8 +205,11 @@ def test_the_counts_on_the_pages_are_those_of_minilm() -> None:
     )
     model = transformers.BertForSequenceClassification(config)
     head = sum(model.get_parameter(name).numel() for name in head_names(model))
+    for name in "ab":
+        attach(model, Pfeiffer(), name=name)
     for name, kind in METHODS.items():
-        adapter = attach(model, kind() if kind().keeps_base else dataclasses.replace(kind(), keep_base=True))
+        method = AdapterFusion(adapters="a, b") if kind is AdapterFusion else kind()
+        adapter = attach(model, method if method.keeps_base else dataclasses.replace(method, keep_base=True))
         count = adapter.trainable if name == "head" else adapter.trainable - head
         said = re.findall(r"MiniLM-L6[^.]*?([\d,]+) trained numbers", TECHNIQUES[name].read_text(encoding="utf-8"))
         assert said == [f"{count:,}"], name

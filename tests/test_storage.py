@@ -3,6 +3,7 @@ was."""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -262,3 +263,27 @@ def test_a_manifest_that_was_edited_is_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="was changed after it was saved"):
         load(build("bert"), tmp_path / "saved")
+
+
+def test_without_its_head_an_adapter_starts_another_task(tmp_path: Path) -> None:
+    """The deltas come along; the head is the model's own, of other classes, and is trained."""
+    model, batch = build("bert"), make_batch("bert")
+    adapter = attach(model, LoRA(rank=4), name="mood")
+    disturb(adapter)
+    adapter.save(tmp_path / "mood", labels=["a", "b", "c"])
+    config = copy.deepcopy(model.config)
+    config.num_labels = 5
+    adapter.detach()
+    other = type(model)(config).eval()
+    other.bert.load_state_dict(model.bert.state_dict())
+    with pytest.raises(UserError, match="3 labels, and the model's head 5"):
+        load(other, tmp_path / "mood")
+    again = load(other, tmp_path / "mood", head=False)
+    ours, theirs = adapter.state(), again.state()
+    heads = {name for name in ours if name.startswith(("classifier", "bert.pooler"))}
+    assert heads == again.head_names
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() - heads)
+    assert torch.equal(theirs["bert.pooler.dense.weight"], model.bert.pooler.dense.weight)
+    other(**batch).loss.backward()
+    again.check_gradients()
+    assert other.classifier.weight.grad is not None
