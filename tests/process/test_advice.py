@@ -84,7 +84,7 @@ def test_a_loss_is_better_when_lower() -> None:
 @pytest.mark.parametrize(
     ("rows", "name", "words"),
     [
-        ([row("lora", 0.8), row("head", 0.7)], "lora", "Add `full` to the comparison"),
+        ([row("lora", 0.8), row("head", 0.7)], "lora", "Add full to the compared"),
         ([FULL], None, "No technique but full fine-tuning was measured."),
         (
             [{"name": "lora", "title": "LoRA", "status": "failed"}],

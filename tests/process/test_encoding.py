@@ -99,9 +99,9 @@ def test_a_row_fits_and_its_labels_are_its_answers_tokens(text, answer, max_leng
     (row,) = rows
     assert isinstance(row.labels, list)
     assert len(row.input_ids) == len(row.labels) <= max_length
-    start = row.labels.count(IGNORED)
+    start = row.labels.count(IGNORED)  # the prompt's last token is asked for the answer's first, its end for nothing
     assert start > 0
-    assert row.labels == [IGNORED] * start + row.input_ids[start:]
+    assert row.labels == [IGNORED] * (start - 1) + row.input_ids[start:] + [IGNORED]
     whole = [*BYTE(f" {answer}")["input_ids"], BYTE.eos_token_id]
     assert row.input_ids[start:] == whole[: len(row.input_ids) - start]
     prompt = BYTE(text.rstrip(" "))["input_ids"]

@@ -7,16 +7,24 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 from smidgen.process.encoding import IGNORED, Encoded
-from smidgen.process.evaluate import _class_scores, evaluate, exact_match, generate, longest_answer, loss_sum
+from smidgen.process.evaluate import (
+    _class_scores,
+    _span_scores,
+    evaluate,
+    exact_match,
+    generate,
+    longest_answer,
+    loss_sum,
+)
 from smidgen.process.job import Job, prepare
 from smidgen.process.recipe import load_recipe
 from tests.process.tiny import save_recipe
 
 
-@pytest.fixture(scope="module", params=["classification", "generation"])
+@pytest.fixture(scope="module", params=["classification", "token-classification", "generation"])
 def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    folder = tmp_path_factory.mktemp(request.param)
-    return prepare(load_recipe(save_recipe(folder, decoder=request.param == "generation")))
+    folder, task = tmp_path_factory.mktemp(request.param), request.param
+    return prepare(load_recipe(save_recipe(folder, decoder=task == "generation", spans=task == "token-classification")))
 
 
 def scores(job: Job, batch_size: int) -> dict:
@@ -28,6 +36,8 @@ def test_the_loss_is_the_model_s_own(job: Job) -> None:
     total, labels = 0.0, 0
     for row in rows:
         answers = torch.tensor([row.labels])
+        if not job.labels:  # transformers' models move an answer's tokens themselves
+            answers = torch.cat([torch.tensor([[IGNORED]]), answers[:, :-1]], 1)
         count = 1 if answers.dim() == 1 else int((answers != IGNORED).sum())
         with torch.no_grad():
             total += count * float(job.model.eval()(input_ids=torch.tensor([row.input_ids]), labels=answers).loss)
@@ -75,9 +85,21 @@ def test_a_class_that_no_row_has_does_not_lower_macro_f1() -> None:
     assert scores["per_class"][2] == {"label": "never", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
 
 
+def test_span_scores_count_what_is_right_to_the_character() -> None:
+    known = [[IGNORED, 1, 2, 0, 3, IGNORED], [0, 3, 4, 4]]
+    found = [[IGNORED, 1, 0, 0, 3, IGNORED], [0, 3, 4, 4, IGNORED, IGNORED]]  # the first is too short, two are right
+    scores = _span_scores(found, known, ["a", "b"])
+    assert (scores["row_hits"], scores["row_spans"]) == ([1, 1], [4, 2])
+    assert scores["f1"] == scores["precision"] == scores["recall"] == pytest.approx(2 / 3)
+    assert [entry["f1"] for entry in scores["per_class"]] == [0, 1]
+    assert [entry["support"] for entry in scores["per_class"]] == [1, 2]
+    assert scores["macro_f1"] == 0.5
+    assert scores["f1"] == 2 * sum(scores["row_hits"]) / sum(scores["row_spans"])  # as a comparison draws it again
+
+
 def test_a_row_s_loss_is_the_sum_over_its_labels() -> None:
     logits = torch.randn(2, 4, 9)
-    labels = torch.tensor([[IGNORED, 3, 4, IGNORED], [IGNORED, IGNORED, IGNORED, 5]])
+    labels = torch.tensor([[3, 4, IGNORED, IGNORED], [IGNORED, IGNORED, 5, IGNORED]])
     logs = logits.log_softmax(-1)
     expected = [-(logs[0, 0, 3] + logs[0, 1, 4]), -logs[1, 2, 5]]
     torch.testing.assert_close(loss_sum(logits, labels), torch.stack(expected))
@@ -99,7 +121,7 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 def prompts(job: Job) -> list[Encoded]:
     return [
-        Encoded(row.input_ids[: row.labels.index(label)], IGNORED)
+        Encoded(row.input_ids[: row.labels.index(label) + 1], IGNORED)
         for row in job.splits["train"]
         if isinstance(row.labels, list)
         for label in [next(label for label in row.labels if label != IGNORED)]

@@ -23,10 +23,11 @@ from tests.process.tiny import save_recipe
 RECIPE = "training: {epochs: 4, batch_size: 8, learning_rate: 0.01, head_learning_rate: 0.01}\n"
 
 
-@pytest.fixture(scope="module", params=["classification", "generation"])
+@pytest.fixture(scope="module", params=["classification", "token-classification", "generation"])
 def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    folder = tmp_path_factory.mktemp(request.param)
-    run(prepare(load_recipe(save_recipe(folder, RECIPE, decoder=request.param == "generation"))), quiet=True)
+    folder, task = tmp_path_factory.mktemp(request.param), request.param
+    path = save_recipe(folder, RECIPE, decoder=task == "generation", spans=task == "token-classification")
+    run(prepare(load_recipe(path)), quiet=True)
     return reopen(folder / "out")
 
 
@@ -36,14 +37,21 @@ def test_answers_are_those_of_each_row_alone(job: Job) -> None:
     together = list(predict(job, rows, batch_size=4))
     assert [answer["text"] for answer in together] == rows
     for ours, theirs in zip(together, alone, strict=True):
-        assert ours.get("label", ours.get("answer")) == theirs.get("label", theirs.get("answer"))
+        assert {**ours, "score": 0} == {**theirs, "score": 0}
         assert ours.get("score", 0) == pytest.approx(theirs.get("score", 0), abs=1e-5)
 
 
 def test_answers_say_what_evaluation_counts(job: Job) -> None:
     answers = list(predict(job, [example.text for example in job.data.test], batch_size=8))
     scores = job.evaluate()
-    if job.labels:
+    if job.recipe.task == "token-classification":
+        found = [{(s["start"], s["end"], s["label"]) for s in answer["spans"]} for answer in answers]
+        true = [set(example.spans or ()) for example in job.data.test]
+        assert [len(ours & theirs) for ours, theirs in zip(found, true, strict=True)] == scores["row_hits"]
+        assert [len(ours) + len(theirs) for ours, theirs in zip(found, true, strict=True)] == scores["row_spans"]
+        assert scores["f1"] > 0.9  # or little would be found
+        assert all(s["text"] == a["text"][s["start"] : s["end"]] for a in answers for s in a["spans"])
+    elif job.labels:
         assert [answer["label"] for answer in answers] == [job.labels[index] for index in scores["predictions"]]
         assert all(1 / len(job.labels) <= answer["score"] <= 1 for answer in answers)
     else:
@@ -167,3 +175,15 @@ def test_a_file_keeps_its_order_and_its_bad_rows(tmp_path: Path, name: str, data
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such file"):
         next(texts(str(tmp_path / "rows.csv"), "text"))
+
+
+@pytest.mark.parametrize("technique", ["prompt-tuning", "p-tuning", "prefix-tuning", "unipelt", "hard-prompt"])
+def test_spans_are_those_of_the_text_beside_virtual_tokens(tmp_path: Path, technique: str) -> None:
+    job = prepare(load_recipe(save_recipe(tmp_path, spans=True), [f"technique={technique}"]))
+    text = "the day is very fine good"
+    (answer,) = predict(job, [text], batch_size=1)
+    assert all(span["text"] == text[span["start"] : span["end"]] for span in answer["spans"])
+    metrics = run(
+        prepare(load_recipe(tmp_path / "recipe.yaml", [f"technique={technique}", "training.epochs=1"])), quiet=True
+    )
+    assert len(metrics["test"]["row_hits"]) == len(job.data.test)

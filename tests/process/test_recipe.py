@@ -132,7 +132,7 @@ def test_every_mistake_is_named_in_one_error_with_its_value_and_what_would_do(tm
         ("technique: []", "technique=[] holds no technique."),
         ("technique: [lora, {name: head, rank: 1}]", "technique.1.rank is no option of head."),
         ("technique: {name: lora, learning_rate: 0}", "technique.learning_rate=0 must be greater than 0."),
-        ("task: sorting", "task='sorting' must be 'classification' or 'generation'."),
+        ("task: sorting", "task='sorting' must be 'classification', 'token-classification' or 'generation'."),
         ("output: ''", "output='' is empty."),
         ("output: 5", "output=5 must be text: write it in quotes."),
     ],

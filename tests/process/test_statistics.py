@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from smidgen.process.statistics import difference, interval
+from smidgen.process.statistics import Ratios, difference, interval
+
+
+def each(scores: np.ndarray) -> Ratios:
+    """Scores of rows that count the same."""
+    return Ratios(scores, np.ones(scores.shape))
 
 
 def test_one_seed_gives_scipy_s_bootstrap() -> None:
     scores = np.random.default_rng(0).random((1, 200))
     expected = bootstrap((scores[0],), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(1))
-    assert interval(scores) == pytest.approx(tuple(expected.confidence_interval), abs=3e-3)
+    assert interval(each(scores)) == pytest.approx(tuple(expected.confidence_interval), abs=3e-3)
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +25,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(monkeypatch: py
     random = np.random.default_rng(0)
     covered = 0
     for draw in range(40):
-        low, high = interval((random.random((1, 150)) < 0.8).astype(float), seed=draw)
+        low, high = interval(each((random.random((1, 150)) < 0.8).astype(float)), seed=draw)
         covered += low <= 0.8 <= high
     assert covered >= 34
 
@@ -29,13 +34,13 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     rows = (np.arange(200) % 2).astype(float)[None]
     alike = np.repeat(rows, 3, axis=0)
     apart = np.concatenate([rows, rows * 0, rows * 0 + 1])
-    width = {name: np.subtract(*interval(scores)) for name, scores in (("alike", alike), ("apart", apart))}
+    width = {name: np.subtract(*interval(each(scores))) for name, scores in (("alike", alike), ("apart", apart))}
     assert width["apart"] < 2 * width["alike"] < 0  # low - high
 
 
 def test_the_same_answers_differ_by_nothing() -> None:
     scores = (np.random.default_rng(0).random((2, 50)) < 0.7).astype(float)
-    assert difference(scores, scores) == (0.0, 0.0)
+    assert difference(each(scores), each(scores)) == (0.0, 0.0)
 
 
 def test_pairing_is_narrower_than_two_intervals() -> None:
@@ -43,17 +48,42 @@ def test_pairing_is_narrower_than_two_intervals() -> None:
     theirs = (random.random((1, 300)) < 0.8).astype(float)
     ours = theirs.copy()
     ours[0, :10] = 1.0
-    low, high = difference(ours, theirs)
+    low, high = difference(each(ours), each(theirs))
     assert 0 <= low <= high < 0.05
 
 
-def test_weights_count_rows_by_their_tokens() -> None:
-    scores, weights = np.array([[1.0, 0.0]]), np.array([1000.0, 1e-9])
-    low, high = interval(np.repeat(scores, 20, axis=1), np.repeat(weights, 20))
-    assert low == pytest.approx(1.0)
-    assert high == pytest.approx(1.0)
+def test_rows_count_by_what_their_score_is_out_of() -> None:
+    parts, wholes = np.array([[1000.0, 0.0] * 20]), np.array([[1000.0, 1e-9] * 20])
+    assert interval(Ratios(parts, wholes)) == pytest.approx((1.0, 1.0))
+
+
+def test_a_ratio_s_interval_is_scipy_s() -> None:
+    random = np.random.default_rng(0)
+    wholes = random.integers(1, 9, (1, 200)).astype(float)
+    parts = np.floor(wholes * random.random((1, 200)))
+    expected = bootstrap(
+        (parts[0], wholes[0]),
+        lambda part, whole, axis: part.sum(axis) / whole.sum(axis),
+        method="percentile",
+        paired=True,
+        n_resamples=10_000,
+        rng=np.random.default_rng(1),
+    )
+    assert interval(Ratios(parts, wholes)) == pytest.approx(tuple(expected.confidence_interval), abs=3e-3)
+
+
+def test_two_ratios_are_drawn_on_the_same_rows() -> None:
+    random = np.random.default_rng(0)
+    wholes = random.integers(2, 9, (1, 300)).astype(float)
+    parts = np.floor(wholes * random.random((1, 300)))
+    low, high = difference(Ratios(parts, wholes), Ratios(parts, wholes + (np.arange(300) < 5)))
+    assert 0 <= low <= high < 0.02
+
+
+def test_rows_of_which_none_counts_have_no_score() -> None:
+    assert interval(Ratios(np.zeros((1, 5)), np.zeros((1, 5)))) == (0.0, 0.0)
 
 
 def test_scores_of_other_rows_cannot_be_paired() -> None:
     with pytest.raises(ValueError, match="same seeds and rows"):
-        difference(np.zeros((1, 3)), np.zeros((1, 4)))
+        difference(each(np.zeros((1, 3))), each(np.zeros((1, 4))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -55,11 +56,28 @@ def save_rows(path: Path, *, rows: int = 60, decoder: bool = False) -> Path:
     return path
 
 
-def save_recipe(folder: Path, text: str = "", *, decoder: bool = False) -> Path:
-    """A recipe with its model and data beside it."""
+def save_spans(path: Path, *, rows: int = 60) -> Path:
+    """Rows whose thing and whose judgement are spans; the judgement has two words."""
+    lines = []
+    for row in range(rows):
+        thing, kind = ("day", "time") if row % 2 else ("film", "work")
+        before, after = f"the {WORDS[row % 26]} ", " is" + " very" * (row % 4) + " "
+        judgement = "fine good" if row % 3 else "poor bad"
+        text = before + thing + after + judgement
+        spans = [
+            {"start": len(before), "end": len(before + thing), "label": kind},
+            {"start": len(text) - len(judgement), "end": len(text), "label": "judgement"},
+        ]
+        lines.append(json.dumps({"text": text, "spans": spans}))
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def save_recipe(folder: Path, text: str = "", *, decoder: bool = False, spans: bool = False) -> Path:
+    """A recipe with its model and data beside it: classes, answers or spans."""
     save_model(folder / "model", decoder=decoder)
-    save_rows(folder / "rows.csv", decoder=decoder)
-    task = "generation" if decoder else "classification"
+    rows = save_spans(folder / "rows.jsonl") if spans else save_rows(folder / "rows.csv", decoder=decoder)
+    task = "token-classification" if spans else "generation" if decoder else "classification"
     path = folder / "recipe.yaml"
-    path.write_text(f"model: ./model\ntask: {task}\ndata: {{train: rows.csv}}\noutput: out\n{text}", "utf-8")
+    path.write_text(f"model: ./model\ntask: {task}\ndata: {{train: {rows.name}}}\noutput: out\n{text}", "utf-8")
     return path

@@ -53,7 +53,7 @@ def _chosen(techniques: Sequence[Row], metric_name: str, baseline: str) -> tuple
     if full is None:
         return best["name"], (
             f"{best['title']} scores best: {_scored(best, metric)}, training {numbers.percent(best['share'])} of the "
-            "parameters. Add `full` to the comparison to see what full fine-tuning would give."
+            "parameters. Add full to the compared techniques to see what full fine-tuning would give."
         )
     within = [row for row in others if -_gain(row, metric) <= _margin(full, metric) + ROUNDING]
     if not within:
@@ -91,7 +91,7 @@ def _margin_words(metric: Metric) -> str:
 
 
 def _scored(row: Row, metric: Metric) -> str:
-    return f"{metric.title.lower()} {metric.score(row['score'])}{metric.unit}"
+    return f"{metric.word} {metric.score(row['score'])}{metric.unit}"
 
 
 def _against(row: Row, metric: Metric) -> str:

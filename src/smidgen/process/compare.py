@@ -19,18 +19,18 @@ from smidgen import __version__, files
 from smidgen.errors import Interrupted, UserError
 from smidgen.process.advice import advise
 from smidgen.process.data import TaskData, load_data
+from smidgen.process.evaluate import METRICS
 from smidgen.process.job import attach_technique
 from smidgen.process.log import check_tracker
 from smidgen.process.models import load_model
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Metrics, Run, execute
-from smidgen.process.statistics import Scores, difference, interval
+from smidgen.process.statistics import Ratios, Scores, difference, interval
 from smidgen.process.strict_yaml import parse
 from smidgen.process.technique import TechniqueSpec
 from smidgen.report.page import write_page
 
 BASELINE = "full"
-METRICS = {"classification": "accuracy", "generation": "loss"}
 
 Comparison = dict[str, Any]
 Watch = Callable[[Comparison], None]
@@ -186,8 +186,9 @@ def _baseline(recipe: Recipe) -> str:
 
 
 def _called(source: str) -> str:
-    """A model or a data set as people call it: the last part of its path or id."""
-    return Path(source.split(":")[-1]).stem
+    """A model or a data set as people call it: the last part of its path or id; of bank/train.csv, bank."""
+    path = Path(source.split(":")[-1])
+    return path.parent.name or path.stem if path.stem == "train" else path.stem
 
 
 def _row(spec: TechniqueSpec, *, status: str, error: str | None = None) -> dict[str, Any]:
@@ -206,13 +207,12 @@ def _summary(spec: TechniqueSpec, measured: list[dict[str, Any]], comparison: Co
     """A technique's row from the metrics of its seeds."""
     first = measured[0]
     metric = comparison["metric"]
-    classes = metric == "accuracy"
     comparison["model"]["parameters"] = first["base_parameters"]
     noted = comparison["data"]["notes"]
     noted += dict.fromkeys(note for metrics in measured for note in metrics.get("notes", ()) if note not in noted)
     scores = [metrics["test"][metric] for metrics in measured]
-    rows, weights = _per_row(measured)
-    low, high = interval(rows, weights)
+    low, high = interval(_per_row(measured))
+    tests = [metrics["test"] for metrics in measured]
 
     def mean(field: str) -> float:
         return float(np.mean([metrics[field] for metrics in measured]))
@@ -226,7 +226,7 @@ def _summary(spec: TechniqueSpec, measured: list[dict[str, Any]], comparison: Co
         "difference": None,
         "difference_low": None,
         "difference_high": None,
-        "macro_f1": float(np.mean([m["test"]["macro_f1"] for m in measured])) if classes else None,
+        "macro_f1": float(np.mean([test["macro_f1"] for test in tests])) if "macro_f1" in tests[0] else None,
         "trained": first["trained"],
         "share": first["trained"] / first["total"],
         "seconds": mean("seconds"),
@@ -234,8 +234,8 @@ def _summary(spec: TechniqueSpec, measured: list[dict[str, Any]], comparison: Co
         "peak_memory_bytes": int(mean("peak_memory_bytes")),
         "disk_bytes": first["disk_bytes"],
         "curve": _mean_rows([metrics["curve"] for metrics in measured]),
-        "confusion": np.sum([m["test"]["confusion"] for m in measured], axis=0).tolist() if classes else None,
-        "per_class": _mean_rows([m["test"]["per_class"] for m in measured]) if classes else None,
+        "confusion": np.sum([t["confusion"] for t in tests], axis=0).tolist() if "confusion" in tests[0] else None,
+        "per_class": _mean_rows([test["per_class"] for test in tests]) if "per_class" in tests[0] else None,
     }
 
 
@@ -250,11 +250,19 @@ def _mean_rows(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any
     ]
 
 
-def _per_row(measured: list[dict[str, Any]]) -> tuple[Scores, Scores | None]:
-    """(seeds, rows) of what each test row scored, and what each row counts."""
-    if "predictions" in measured[0]["test"]:
-        return np.array([np.equal(m["test"]["predictions"], m["test"]["targets"]) for m in measured], float), None
-    return np.array([m["test"]["row_losses"] for m in measured]), np.array(measured[0]["test"]["row_tokens"], float)
+def _per_row(measured: list[dict[str, Any]]) -> Ratios:
+    """What each test row adds to the score of each seed, and out of how much."""
+    tests = [metrics["test"] for metrics in measured]
+
+    def rows(field: str) -> Scores:
+        return np.array([test[field] for test in tests], float)
+
+    if "predictions" in tests[0]:
+        right = rows("predictions") == rows("targets")
+        return Ratios(right.astype(float), np.ones(right.shape))
+    if "row_hits" in tests[0]:
+        return Ratios(2 * rows("row_hits"), rows("row_spans"))
+    return Ratios(rows("row_losses") * rows("row_tokens"), rows("row_tokens"))
 
 
 def _relate(comparison: Comparison, measured: Mapping[str, list[Metrics]]) -> None:
@@ -263,10 +271,9 @@ def _relate(comparison: Comparison, measured: Mapping[str, list[Metrics]]) -> No
     baseline = comparison["baseline"]
     full = next((row for row in comparison["techniques"] if row["name"] == baseline and row["status"] == "done"), None)
     if full is not None:
-        theirs, weights = found[baseline]
         for row in comparison["techniques"]:
             if row["status"] == "done" and row is not full:
-                low, high = difference(found[row["name"]][0], theirs, weights)
+                low, high = difference(found[row["name"]], found[baseline])
                 row.update(difference=row["score"] - full["score"], difference_low=low, difference_high=high)
     full_twice = {slug for slug, metrics in measured.items() if metrics[0]["technique"] == BASELINE} - {baseline}
     choices = [row for row in comparison["techniques"] if row["name"] not in full_twice]

@@ -12,11 +12,18 @@ from dataclasses import dataclass
 from smidgen.errors import UserError
 from smidgen.process.problems import shown, unknown
 from smidgen.process.recipe import DataConfig, Task
+from smidgen.process.spans import Span, read_spans
 from smidgen.process.splits import normalize, set_aside
 from smidgen.process.tables import read_table
 
-Row = tuple[str, str]
-"""A text, and its label or answer."""
+Target = str | tuple[Span, ...]
+"""A label, an answer, or labelled spans."""
+
+Row = tuple[str, Target]
+"""A text and what belongs to it."""
+
+TARGETS: dict[Task, str] = {"classification": "label", "token-classification": "spans", "generation": "answer"}
+"""The field of a recipe's `data` that names the column of the targets."""
 
 LABELS_NAMED = 10
 """How many labels a note names."""
@@ -24,11 +31,12 @@ LABELS_NAMED = 10
 
 @dataclass(frozen=True)
 class Example:
-    """One row: in classification `label` is an index into the labels, in generation `answer` follows the text."""
+    """One row: its text, and the index of its label, its labelled spans or its answer, where they are known."""
 
     text: str
     label: int | None = None
     answer: str | None = None
+    spans: tuple[Span, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class TaskData:
     """The data of one run.
 
     Attributes:
-        labels: the classes, in the order of `Example.label`; none in generation.
+        labels: of the rows, in the order of `Example.label`, or of their spans; none in generation.
         notes: what a user should know about the data, in sentences.
     """
 
@@ -53,16 +61,16 @@ class TaskData:
         for split in (self.train, self.validation, self.test):
             digest.update(f"\n{len(split)}".encode())
             for example in split:
-                digest.update(json.dumps([example.text, example.label, example.answer]).encode())
+                digest.update(json.dumps([example.text, example.label, example.answer, example.spans]).encode())
         return digest.hexdigest()
 
 
 def load_data(config: DataConfig, task: Task) -> TaskData:
     """Reads the splits, and makes those that are not given from the training rows.
 
-    A split that is made shares no text with another, is stratified by label, and depends on `config.seed` and the rows
-    alone, not on their order. In splits that are given, texts that training has as well, and those that occur several
-    times, are counted and noted.
+    A split that is made shares no text with another, is stratified by the rows' labels, and depends on `config.seed`
+    and the rows alone, not on their order. In splits that are given, texts that training has as well, and those that
+    occur several times, are counted and noted.
 
     Args:
         config: where the rows are.
@@ -70,34 +78,22 @@ def load_data(config: DataConfig, task: Task) -> TaskData:
 
     Raises:
         UserError: a source is missing or unreadable, rows are bad, a split has a label that training lacks, there
-            is only one label, or there are too few rows to make a split of.
+            is only one class or no span, or there are too few rows to make a split of.
     """
-    columns = (config.text, config.label if task == "classification" else config.answer)
     sources = {"train": config.train, "validation": config.validation, "test": config.test}
     splits: dict[str, list[Row]] = {}
     notes: list[str] = []
     for split, source in sources.items():
         if source is not None:
-            table = read_table(source, columns, field=f"data.{split}", skip_bad=config.bad_rows == "skip")
-            splits[split] = [
-                (text, target.strip() if task == "classification" else target) for text, target in table.rows
-            ]
-            notes += table.notes
-    labels: tuple[str, ...] = ()
+            splits[split], found = _read(source, config, task, field=f"data.{split}")
+            notes += found
+    labels = () if task == "generation" else _labels(splits, task)
     if task == "classification":
-        labels = _labels(splits)
         notes += _conflicts(splits["train"])
     notes += _repeats(splits)
     notes += _overlaps(splits)
-    notes += _make_splits(splits, config, stratify=task == "classification")
-    number = {label: index for index, label in enumerate(labels)}
-    examples = {
-        split: [
-            Example(text, label=number[target]) if task == "classification" else Example(text, answer=target)
-            for text, target in rows
-        ]
-        for split, rows in splits.items()
-    }
+    notes += _make_splits(splits, config, task)
+    examples = {split: _examples(rows, task, labels) for split, rows in splits.items()}
     return TaskData(task, examples["train"], examples["validation"], examples["test"], labels, tuple(notes))
 
 
@@ -115,28 +111,61 @@ def read_examples(
     Raises:
         UserError: the source can't be read, or has a label that is not among `labels`.
     """
-    columns = (config.text, config.label if task == "classification" else config.answer)
-    rows, notes = read_table(source, columns, field="data", skip_bad=config.bad_rows == "skip")
-    if task == "generation":
-        return [Example(text, answer=answer) for text, answer in rows], notes
-    number = {label: index for index, label in enumerate(labels)}
-    unseen = sorted({label.strip() for _, label in rows} - number.keys())
+    rows, notes = _read(source, config, task, field="data")
+    unseen = set() if task == "generation" else {label for row in rows for label in _labels_in(row)} - set(labels)
     if unseen:
-        raise UserError(f"{source} has labels that the adapter was not trained on: {_listed(unseen)}.")
-    return [Example(text, label=number[label.strip()]) for text, label in rows], notes
+        raise UserError(f"{source} has labels that the adapter was not trained on: {_listed(sorted(unseen))}.")
+    return _examples(rows, task, labels), notes
 
 
-def _labels(splits: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:
+def _read(source: str, config: DataConfig, task: Task, *, field: str) -> tuple[list[Row], tuple[str, ...]]:
+    """The usable rows of a source, and notes on those that are not."""
+    column = getattr(config, TARGETS[task])
+    spans = task == "token-classification"
+    rows, notes = read_table(
+        source,
+        (config.text, column),
+        field=field,
+        skip_bad=config.bad_rows == "skip",
+        lists=(column,) if spans else (),
+        check=lambda row: read_spans(row[1], row[0]) if spans else None,
+    )
+    if spans:
+        return [(text, read_spans(target, text)) for text, target in rows], notes
+    return [(text, target.strip() if task == "classification" else target) for text, target in rows], notes
+
+
+def _examples(rows: Sequence[Row], task: Task, labels: Sequence[str]) -> list[Example]:
+    number = {label: index for index, label in enumerate(labels)}
+    return [
+        Example(text, spans=target)
+        if not isinstance(target, str)
+        else Example(text, label=number[target])
+        if task == "classification"
+        else Example(text, answer=target)
+        for text, target in rows
+    ]
+
+
+def _labels_in(row: Row) -> tuple[str, ...]:
+    """The labels of a row: its own, or those of its spans."""
+    _, target = row
+    return (target,) if isinstance(target, str) else tuple(span.label for span in target)
+
+
+def _labels(splits: Mapping[str, Sequence[Row]], task: Task) -> tuple[str, ...]:
     """The labels of the training rows: by number if all are whole numbers, otherwise by name."""
-    labels = {label for _, label in splits["train"]}
-    if len(labels) == 1:
+    labels = {label for row in splits["train"] for label in _labels_in(row)}
+    if not labels:
+        raise UserError("No row of data.train has a span, so that there is nothing to learn.")
+    if len(labels) == 1 and task == "classification":
         raise UserError(
             f"Every row of data.train has the label {labels.pop()!r}. Classification needs two labels at least."
         )
     for split, rows in splits.items():
-        new = sorted({label for _, label in rows} - labels)
+        new = sorted({label for row in rows for label in _labels_in(row)} - labels)
         if new:
-            count = sum(label in new for _, label in rows)
+            count = sum(not labels.issuperset(_labels_in(row)) for row in rows)
             raise UserError(
                 f"data.{split} has labels that data.train lacks, in {count} of its {len(rows)} rows: {_listed(new)}."
                 f"{unknown(new[0], sorted(labels))} Mend them, or add rows with them to data.train."
@@ -148,8 +177,8 @@ def _labels(splits: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:
 def _conflicts(rows: Sequence[Row]) -> list[str]:
     """A note on training texts that have several labels."""
     found: dict[str, set[str]] = defaultdict(set)
-    for text, label in rows:
-        found[normalize(text)].add(label)
+    for row in rows:
+        found[normalize(row[0])].update(_labels_in(row))
     conflicting = {text: labels for text, labels in found.items() if len(labels) > 1}
     if not conflicting:
         return []
@@ -189,15 +218,17 @@ def _overlaps(splits: Mapping[str, Sequence[Row]]) -> list[str]:
     return notes
 
 
-def _make_splits(splits: dict[str, list[Row]], config: DataConfig, *, stratify: bool) -> list[str]:
+def _make_splits(splits: dict[str, list[Row]], config: DataConfig, task: Task) -> list[str]:
     """Moves training rows into the splits that are not there, and says so."""
+    stratify = task == "classification"
     whole = len(splits["train"])
     shares = {"test": config.test_share, "validation": config.validation_share}
     wanted = [split for split in shares if split not in splits]
     for split in wanted:
         train = splits["train"]
         share = min(1.0, shares[split] * whole / len(train))  # of the rows that are left
-        texts, labels = [text for text, _ in train], [label if stratify else "" for _, label in train]
+        texts = [text for text, _ in train]
+        labels = [target if stratify and isinstance(target, str) else "" for _, target in train]
         chosen = set(set_aside(texts, labels, share, seed=config.seed))
         if not chosen:
             each = " for any label" if stratify else ""
@@ -211,8 +242,9 @@ def _make_splits(splits: dict[str, list[Row]], config: DataConfig, *, stratify: 
         return []
     sizes = " and ".join(f"data.{split} ({len(splits[split])} rows)" for split in wanted)
     notes = [f"Set aside from the {whole} rows of data.train, with no text in two splits: {sizes}."]
-    unmeasured = sorted({label for _, label in splits["train"]} - {label for _, label in splits["test"]})
-    if stratify and "test" in wanted and unmeasured:
+    kinds = {split: {label for row in splits[split] for label in _labels_in(row)} for split in ("train", "test")}
+    unmeasured = sorted(kinds["train"] - kinds["test"])
+    if task != "generation" and "test" in wanted and unmeasured:
         notes.append(f"Too rare to be in the test split: {_count(unmeasured, 'label')} ({_listed(unmeasured)}).")
     return notes
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from smidgen.errors import UserError
 from smidgen.process.problems import shown
 from smidgen.process.recipe import Task
+from smidgen.process.spans import tags_of
 from smidgen.prompts import IGNORED
 
 if TYPE_CHECKING:
@@ -27,12 +28,14 @@ class Encoded:
 
     Attributes:
         input_ids: at least one.
-        labels: the class; in generation one for each token, IGNORED on the prompt. IGNORED as well where nothing is
-            known.
+        labels: the class; or what is expected of the model at each token: its tag, or, in generation, the token that
+            comes next. IGNORED where nothing is.
+        offsets: in token classification, which characters of the text each token stands for; (0, 0): none.
     """
 
     input_ids: list[int]
     labels: int | list[int]
+    offsets: tuple[tuple[int, int], ...] = ()
 
 
 def encode(
@@ -42,16 +45,19 @@ def encode(
     *,
     max_length: int,
     template: str = TEXT,
+    labels: Sequence[str] = (),
 ) -> tuple[list[Encoded], int]:
     """Turns examples into tokens.
 
     Classification: the template with the text, and the tokens that the tokenizer puts around it.
 
+    Token classification: the same; the text's tokens have the tags of its spans.
+
     Generation: the prompt (the template with the text, and the tokens that the tokenizer puts before it), the answer,
     and the end-of-text token. A space stands between prompt and answer, unless the template ends in a line break or a
     tab; it belongs to the answer's first token, as vocabularies have it, so spaces at the prompt's end are dropped.
-    Prompt and answer are tokenized apart: a prompt has the same tokens whether its answer is known or not, `labels`
-    starts at the answer's first token exactly, and an example without an answer gives the prompt that `generate`
+    Prompt and answer are tokenized apart: a prompt has the same tokens whether its answer is known or not, the first
+    label is the answer's first token exactly, and an example without an answer gives the prompt that `generate`
     continues.
 
     A row beyond `max_length` loses the end of its text, never a part of the template. A long answer takes the
@@ -64,13 +70,14 @@ def encode(
         tokenizer: the model's.
         max_length: the most tokens in a row, at least 1.
         template: how a text is written for the model; holds {text} once.
+        labels: in token classification, the names of the spans' labels.
 
     Returns:
         One row for each example, in their order, and how many of them were cut.
 
     Raises:
         UserError: the template leaves no room for the text, a text has no token, or the tokenizer has no
-            end-of-text token.
+            end-of-text token, or cannot tell where in the text a token is.
     """
     writer = _PromptWriter(tokenizer, template, continued=task == "generation")
     prompts = writer.tokens([example.text for example in examples])
@@ -79,13 +86,18 @@ def encode(
     cut = 0
     for example, prompt, answer in zip(examples, prompts, answers, strict=True):
         room = max(max_length - len(answer), (max_length + 1) // 2)
-        fitting = prompt if len(prompt) <= room else writer.fit(example.text, room)
+        text = example.text if len(prompt) <= room else writer.fit(example.text, room)
+        fitting = prompt if text is example.text else writer.tokens([text])[0]
         if not fitting:
             raise UserError(f"The text {shown(example.text)} has no token in the model's vocabulary. Leave it out.")
         kept = answer[: max_length - len(fitting)]
         cut += len(fitting) < len(prompt) or len(kept) < len(answer)
         if task == "generation":
-            rows.append(Encoded(fitting + kept, [IGNORED] * len(fitting) + kept))
+            rows.append(Encoded(fitting + kept, [IGNORED] * (len(fitting) - 1) + kept + [IGNORED]))
+        elif task == "token-classification":
+            offsets = writer.offsets(text)
+            tags = [IGNORED] * len(fitting) if example.spans is None else tags_of(example.spans, offsets, labels)
+            rows.append(Encoded(fitting, tags, offsets))
         else:
             rows.append(Encoded(fitting, IGNORED if example.label is None else example.label))
     return rows, cut
@@ -123,19 +135,14 @@ class _PromptWriter:
         ids: list[list[int]] = self.tokenizer([self._write(text) for text in texts], verbose=False)["input_ids"]
         return [row[:-1] for row in ids] if self.closed else ids
 
-    def fit(self, text: str, room: int) -> list[int]:
-        """The tokens of a prompt with as much of the text's start as leaves at most `room` of them."""
-        if not self.tokenizer.is_fast:
-            raise UserError(
-                f"A text is longer than {room} tokens, and {type(self.tokenizer).__name__} can't tell where to cut it. "
-                "Shorten the longest texts, or use a model with a fast tokenizer (tokenizer.json)."
-            )
+    def fit(self, text: str, room: int) -> str:
+        """As much of the text's start as leaves at most `room` tokens of its prompt."""
         start = len(self.before)
         while True:
             ids, spans = self._spans(text)
             excess = len(ids) - room
             if excess <= 0:
-                return ids
+                return text
             inside = [first for first, last in spans if first < last and start <= first < start + len(text)]
             if excess >= len(inside):
                 raise UserError(
@@ -144,12 +151,24 @@ class _PromptWriter:
                 )
             text = text[: inside[-excess] - start]
 
+    def offsets(self, text: str) -> tuple[tuple[int, int], ...]:
+        """Which characters of the text each token of its prompt stands for; (0, 0): none."""
+        start, end = len(self.before), len(self.before) + len(text)
+        _, spans = self._spans(text)
+        clipped = [(max(first, start) - start, min(last, end) - start) for first, last in spans]
+        return tuple((first, last) if first < last else (0, 0) for first, last in clipped)
+
     def _write(self, text: str) -> str:
         prompt = self.before + text + self.after
         return prompt.rstrip(" ") if self.continued else prompt
 
     def _spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The tokens of a prompt, and which of its characters each stands for."""
+        if not self.tokenizer.is_fast:
+            raise UserError(
+                f"{type(self.tokenizer).__name__} can't tell where in the text {shown(text)} a token is, so that the "
+                "text can neither be cut nor have spans. Use a model with a fast tokenizer (tokenizer.json)."
+            )
         found = self.tokenizer(self._write(text), return_offsets_mapping=True, verbose=False)
         ids, spans = found["input_ids"], found["offset_mapping"]
         return (ids[:-1], spans[:-1]) if self.closed else (ids, spans)

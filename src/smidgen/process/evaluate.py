@@ -1,4 +1,4 @@
-"""How well a model answers a split: classes by accuracy and macro-F1, texts by loss, perplexity and exact match.
+"""How well a model answers a split: classes by accuracy, spans by F1, texts by loss, perplexity and exact match.
 
 Several processes share the batches of a split, and all of them get its scores. Sums are taken row by row in the order
 of the rows, so that the size of the batches changes a score by the rounding of the model's own arithmetic alone
@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,8 @@ from smidgen.process.batches import by_length, collate
 from smidgen.process.encoding import Encoded
 from smidgen.process.models import autocast, logits
 from smidgen.process.parallel import in_turns, is_sharded
+from smidgen.process.recipe import Task
+from smidgen.process.spans import runs
 from smidgen.prompts import IGNORED
 
 if TYPE_CHECKING:
@@ -29,6 +32,9 @@ T = TypeVar("T")
 
 LARGEST_EXPONENT = 700.0
 """A perplexity beyond e^700 is no number; such a model has learned nothing."""
+
+METRICS: dict[Task, str] = {"classification": "accuracy", "token-classification": "f1", "generation": "loss"}
+"""Which of its scores a task is judged by."""
 
 UNFINISHED = 4
 """Tokens that an answer may have beyond the longest expected one, before it is cut off."""
@@ -48,7 +54,7 @@ def evaluate(
     Args:
         model: it is left in the mode it was in.
         rows: with labels.
-        labels: the names of the classes; none for generation.
+        labels: the names of the classes, or of the spans' labels; none for generation.
         pad_id: fills short rows.
         batch_size: rows at once.
         precision: number format of the activations.
@@ -56,23 +62,28 @@ def evaluate(
     Returns:
         Classification: loss, accuracy, macro_f1 (over the classes that the rows have), per_class, confusion (one row a
         true class), predictions, targets.
+        Token classification: loss (of a token's tag), precision, recall, f1 (of spans, each right if its ends and its
+            label are), macro_f1, per_class, row_hits (right spans of each row), row_spans (found and true ones).
         Generation: loss (of an answer's token), perplexity, row_losses (of a token, for each row), row_tokens.
     """
 
-    def score(batch: list[Encoded]) -> list[tuple[float, int]]:
+    def score(batch: list[Encoded]) -> list[tuple[float, Any]]:
         inputs = collate(batch, pad_id)
         found = logits(model, inputs, precision)
-        losses = loss_sum(found, inputs["labels"].to(found.device))
-        answers = found.argmax(-1) if labels else torch.zeros_like(losses, dtype=torch.int64)
-        return list(zip(losses.tolist(), answers.tolist(), strict=True))
+        known = inputs["labels"].to(found.device)
+        losses = loss_sum(found, known)
+        answers = found.argmax(-1).masked_fill(known == IGNORED, IGNORED).tolist() if labels else [None] * len(batch)
+        return list(zip(losses.tolist(), answers, strict=True))
 
     scored = _in_batches(model, rows, batch_size, score)
-    losses = [loss for loss, _ in scored]
-    if labels:
-        targets = [row.labels for row in rows if isinstance(row.labels, int)]
-        return {"loss": math.fsum(losses) / len(rows)} | _class_scores([found for _, found in scored], targets, labels)
-    tokens = [sum(label != IGNORED for label in row.labels[1:]) for row in rows if not isinstance(row.labels, int)]
+    losses, answers = [loss for loss, _ in scored], [answer for _, answer in scored]
+    tokens = [count_labels(row) for row in rows]
     mean = math.fsum(losses) / max(1, sum(tokens))
+    if labels:
+        classes = [row.labels for row in rows if isinstance(row.labels, int)]
+        tags = [row.labels for row in rows if not isinstance(row.labels, int)]
+        scores = _span_scores(answers, tags, labels) if tags else _class_scores(answers, classes, labels)
+        return {"loss": mean, **scores}
     return {
         "loss": mean,
         "perplexity": math.exp(min(mean, LARGEST_EXPONENT)),
@@ -85,15 +96,25 @@ def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """The cross-entropy of each row, summed over its labels: (rows,).
 
     Args:
-        logits: (rows, classes), or (rows, length, vocabulary), of which each column speaks of the next one's label.
+        logits: (rows, classes), or (rows, length, tags or vocabulary).
         labels: (rows,) or (rows, length); IGNORED ones count nothing.
     """
     if labels.dim() == 1:
         return nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="none")
-    nexts = labels[:, 1:]
-    known = nexts != IGNORED
-    losses = nn.functional.cross_entropy(logits[:, :-1][known].float(), nexts[known], reduction="none")
+    known = labels != IGNORED
+    losses = nn.functional.cross_entropy(logits[known].float(), labels[known], reduction="none")
     return torch.zeros(known.shape, device=losses.device, dtype=losses.dtype).masked_scatter(known, losses).sum(1)
+
+
+def count_labels(row: Encoded) -> int:
+    """How many answers of the model a row's loss is the sum of."""
+    return sum(label != IGNORED for label in ([row.labels] if isinstance(row.labels, int) else row.labels))
+
+
+def quality(scores: Scores, task: Task) -> float:
+    """What a task is judged by; higher is better."""
+    score = float(scores[METRICS[task]])
+    return -score if task == "generation" else score
 
 
 def longest_answer(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> int:
@@ -169,6 +190,42 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def _span_scores(found: Sequence[Sequence[int]], known: Sequence[Sequence[int]], labels: Sequence[str]) -> Scores:
+    """Scores of spans.
+
+    Args:
+        found: the tags of each row; IGNORED for a token of no text.
+        known: those that are right.
+        labels: of the spans.
+    """
+    counts = np.zeros((len(labels), 3), dtype=int)  # of each label: right spans, found ones, true ones
+    row_hits, row_spans = [], []
+    for tags, right in zip(found, known, strict=True):
+        given, true = set(runs(tags)), set(runs(right))
+        for column, spans in enumerate((given & true, given, true)):
+            for span in spans:
+                counts[span.label, column] += 1
+        row_hits.append(len(given & true))
+        row_spans.append(len(given) + len(true))
+    per_class = [
+        {"label": label, **_shares(*own), "support": own[2]} for label, own in zip(labels, counts.tolist(), strict=True)
+    ]
+    return _shares(*counts.sum(axis=0).tolist()) | {
+        "macro_f1": float(np.mean([entry["f1"] for entry in per_class if entry["support"]] or [0.0])),
+        "per_class": per_class,
+        "row_hits": row_hits,
+        "row_spans": row_spans,
+    }
+
+
+def _shares(right: int, found: int, true: int) -> dict[str, float]:
+    return {
+        "precision": right / max(1, found),
+        "recall": right / max(1, true),
+        "f1": 2 * right / max(1, found + true),
+    }
 
 
 def _class_scores(found: Sequence[int], targets: Sequence[int], labels: Sequence[str]) -> Scores:

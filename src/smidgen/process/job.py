@@ -26,6 +26,7 @@ from smidgen.process.parallel import this_process
 from smidgen.process.plan import Plan, make_plan
 from smidgen.process.recipe import Precision, Recipe, load_recipe
 from smidgen.process.room import Room
+from smidgen.process.spans import labels_of, runs
 from smidgen.process.technique import TechniqueSpec
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Job:
 
     Attributes:
         recipe: what to do.
-        labels: the classes; none in generation.
+        labels: the classes, or the spans' labels; none in generation.
         model: with the adapter on it.
         tokenizer: the model's.
         adapter: what the recipe's technique trains.
@@ -72,9 +73,21 @@ class Job:
         shortened = [
             note
             for split, (rows, cut) in self._encoded.items()
-            for note in _cut_note(cut, len(rows), f"data.{split}", self.room.row)
+            for note in self._row_notes(getattr(self.data, split), rows, cut, f"data.{split}")
         ]
         return [*self.data.notes, *shortened]
+
+    def _row_notes(self, examples: Sequence[Example], rows: Sequence[Encoded], cut: int, source: str) -> Iterator[str]:
+        """What became of the rows of a source as they were encoded, in sentences."""
+        if cut:
+            yield f"{cut} of {len(rows)} texts of {source} are longer than {self.room.row} tokens; their ends are cut."
+        spans = sum(len(example.spans or ()) for example in examples)
+        kept = sum(len(runs(row.labels)) for row in rows if not isinstance(row.labels, int)) if spans else 0
+        if kept < spans:
+            yield (
+                f"{spans - kept} of {spans} spans of {source} have no token of their own: they were cut off, or share "
+                "one with the span before. They are neither learned nor scored."
+            )
 
     @functools.cached_property
     def room(self) -> Room:
@@ -103,6 +116,7 @@ class Job:
             self.tokenizer,
             max_length=max_length or self.room.row,
             template=self.recipe.data.template,
+            labels=self.labels,
         )
 
     @property
@@ -170,7 +184,7 @@ class Job:
         else:
             examples, notes = read_examples(source, self.recipe.data, self.recipe.task, self.labels)
         rows, cut = self.encode(examples)
-        for note in (*notes, *_cut_note(cut, len(rows), source or "data.test", self.room.row)):
+        for note in (*notes, *self._row_notes(examples, rows, cut, source or "data.test")):
             tell(note)
         scores = self.score(rows)
         if self.recipe.task == "generation":
@@ -244,7 +258,8 @@ def reopen(folder: Path, *, precision: Precision | None = None) -> Job:
             + (" --resume" if checkpoint.exists(folder / "checkpoint") else "")
         )
     recipe = load_recipe(folder / "recipe.yaml", [f"training.precision={precision}"] if precision else [])
-    labels = tuple(manifest.read(folder / "adapter").labels or ())
+    saved = manifest.read(folder / "adapter").labels or ()
+    labels = labels_of(saved) if recipe.task == "token-classification" else tuple(saved)
     model, tokenizer = load_model(
         recipe.model, recipe.task, labels, seed=recipe.training.seed, precision=recipe.training.precision
     )
@@ -253,7 +268,3 @@ def reopen(folder: Path, *, precision: Precision | None = None) -> Job:
     model.eval()
     trained_on = files.read_json(folder / "metrics.json").get("data")
     return Job(recipe, labels, model, tokenizer, adapter, trained_on)
-
-
-def _cut_note(cut: int, rows: int, source: str, room: int) -> list[str]:
-    return [f"{cut} of {rows} texts of {source} are longer than {room} tokens; their ends are cut."] if cut else []

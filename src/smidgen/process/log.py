@@ -19,6 +19,7 @@ from rich.progress import Progress as Bar
 from smidgen.errors import UserError
 from smidgen.process.parallel import this_process
 from smidgen.process.recipe import TrainingConfig
+from smidgen.report.numbers import Metric
 
 if TYPE_CHECKING:
     from smidgen.process.train import Progress
@@ -36,13 +37,17 @@ class Log:
     Args:
         folder: where log.jsonl goes.
         config: names the tracker.
+        metric: what a validation score is.
         progress: where the run starts; what was logged after its checkpoint is logged again.
         steps: of the whole run.
         quiet: whether nothing is shown.
     """
 
-    def __init__(self, folder: Path, config: TrainingConfig, progress: Progress, steps: int, *, quiet: bool) -> None:
+    def __init__(
+        self, folder: Path, config: TrainingConfig, metric: Metric, progress: Progress, steps: int, *, quiet: bool
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.metric = metric
         self.steps, self.every = steps, max(1, steps // LINES)
         is_main = this_process().is_main_process
         self.tracker = _tracker(folder, config) if config.tracker is not None else None
@@ -98,8 +103,8 @@ class Log:
         if self.console is not None:
             words = f"epoch {point['epoch']}: training loss {point['train_loss']:.4f}, validation loss "
             words += f"{point['validation_loss']:.4f}"
-            if point["validation_score"] != point["validation_loss"]:
-                words += f", accuracy {100 * point['validation_score']:.2f} %"
+            if self.metric.percent:
+                words += f", {self.metric.word} {100 * point['validation_score']:.2f} %"
             self.console.print(words, highlight=False, soft_wrap=True)
 
     def _words(self, progress: Progress, loss: float, rate: float) -> str:

@@ -16,9 +16,16 @@ from smidgen.errors import UserError
 from smidgen.layers import is_causal, position_offset
 from smidgen.process.encoding import pad_id
 from smidgen.process.recipe import Task
+from smidgen.process.spans import tag_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+AUTO_CLASSES: dict[Task, str] = {
+    "classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "generation": "AutoModelForCausalLM",
+}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -30,30 +37,31 @@ def load_model(
 
     Args:
         source: embedded:NAME, a folder, or a hub id.
-        task: classification gets a head with `labels`.
-        labels: the classes.
+        task: classification gets a head with a class for each of `labels`, token classification one for each tag.
+        labels: the classes, or the spans' labels.
         seed: of the new head.
         precision: number format of the weights.
 
     Raises:
         UserError: there is no such model, or it lacks what the task needs.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    import transformers
 
     if source in embedded.EMBEDDED and not Path(source).exists():
         raise UserError(f"model={source!r} is neither a folder nor a hub id. Did you mean 'embedded:{source}'?")
     place = str(embedded.model_folder(source.removeprefix("embedded:"))) if source.startswith("embedded:") else source
     _check_folder(place)
     arguments: dict[str, Any] = {"dtype": DTYPES[precision]}
-    if task == "classification":
-        arguments["id2label"] = dict(enumerate(labels))
-        arguments["label2id"] = {label: index for index, label in enumerate(labels)}
+    if task != "generation":
+        classes = class_names(task, labels)
+        arguments["id2label"] = dict(enumerate(classes))
+        arguments["label2id"] = {label: index for index, label in enumerate(classes)}
         arguments["ignore_mismatched_sizes"] = True  # a head for other classes makes way for a new one
-    kind: Any = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
+    kind: Any = getattr(transformers, AUTO_CLASSES[task])
     torch.manual_seed(seed)
     try:
         with quietly(), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):  # every process loads the weights
-            tokenizer = AutoTokenizer.from_pretrained(place)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place)
             model = kind.from_pretrained(place, **arguments)
     except Exception as error:  # the hub, the network, the disk and each format fail in their own ways
         raise UserError(
@@ -62,6 +70,11 @@ def load_model(
         ) from error
     model.config.pad_token_id = pad_id(tokenizer) if model.config.pad_token_id is None else model.config.pad_token_id
     return model, tokenizer
+
+
+def class_names(task: Task, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of what the task's head tells apart: the labels, or the tags for them; none in generation."""
+    return tag_names(labels) if task == "token-classification" else labels
 
 
 @contextlib.contextmanager
@@ -111,7 +124,7 @@ def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def logits(model: PreTrainedModel, batch: Mapping[str, Tensor], precision: str) -> Tensor:
-    """What the model answers to a batch: (rows, classes), or (rows, length, vocabulary).
+    """What the model answers to a batch: (rows, classes), or (rows, length, tags or vocabulary).
 
     Args:
         model: on any device; the batch follows it.

@@ -33,7 +33,7 @@ from smidgen.process.problems import explain, refuse, shown
 from smidgen.process.strict_yaml import dump, parse
 from smidgen.process.technique import TechniqueSpec
 
-Task = Literal["classification", "generation"]
+Task = Literal["classification", "token-classification", "generation"]
 Precision = Literal["fp32", "bf16"]
 
 MARK = "# Written by smidgen, with every field spelled out."
@@ -133,6 +133,8 @@ class DataConfig(_Section):
         seed: of what is set aside; not `training.seed`, so that all runs of a comparison have the same test split.
         text: the column of the texts; in generation, of the prompts.
         label: the column of the classes (classification).
+        spans: the column of the labelled spans (token classification): lists of {"start": 4, "end": 9, "label": "city"}
+            in characters of the text, from `start` up to, not including, `end`.
         answer: the column of the answers (generation).
         template: how a text is written for the model; {text} stands for it, once.
         max_length: tokens of a row, answer included; None: the model's limit less the adapter's virtual tokens.
@@ -147,6 +149,7 @@ class DataConfig(_Section):
     seed: Seed = 0
     text: Text = "text"
     label: Text = "label"
+    spans: Text = "spans"
     answer: Text = "answer"
     template: Text = "{text}"
     max_length: Count | None = None
@@ -225,7 +228,7 @@ class Recipe(_Section):
         task: what the model learns.
         data: where the rows are.
         technique: what `train` trains.
-        compare: what `compare` compares; `COMPARED` by default, `head` in classification only.
+        compare: what `compare` compares; `COMPARED` by default, without `head` in generation.
         training: how each is trained.
         seeds: `compare` trains each technique once for each.
         output: the folder of the results.

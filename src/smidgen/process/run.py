@@ -19,6 +19,7 @@ from smidgen.process.evaluate import Scores
 from smidgen.process.job import Job, prepare
 from smidgen.process.log import check_tracker
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
+from smidgen.process.models import class_names
 from smidgen.process.parallel import get_weights, is_sharded, this_process
 from smidgen.process.recipe import Recipe, refuse_own
 from smidgen.process.train import Progress, train
@@ -70,7 +71,8 @@ def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any
     kept = {name: value for name, value in scores.items() if isinstance(value, float)}
     weights = get_weights(job.adapter)
     if is_main:
-        _whole(job, weights).adapter.save(folder / "adapter", metrics=kept, labels=job.labels or None)
+        labels = class_names(job.recipe.task, job.labels) or None
+        _whole(job, weights).adapter.save(folder / "adapter", metrics=kept, labels=labels)
     this_process().wait_for_everyone()
     metrics = _metrics(job, progress, scores, peak)
     metrics["disk_bytes"] = sum(file.stat().st_size for file in (folder / "adapter").iterdir())

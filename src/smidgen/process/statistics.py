@@ -1,10 +1,12 @@
 """How sure a score is: bootstrap intervals over test rows and seeds, and paired differences.
 
-Arrays are (seeds, rows): what each seed's run scored on each test row, such as 1 for a right answer and 0 for a
-wrong one.
+Every score is a ratio of two sums over the test rows: accuracy of right answers and answers, a loss of losses and
+tokens, F1 of twice the right spans and all spans, found and true.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,45 +17,51 @@ DRAWS = 10_000
 LEVEL = 0.95
 
 
-def interval(scores: Scores, weights: Scores | None = None, *, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of the mean score.
+class Ratios(NamedTuple):
+    """What each test row adds to the two sums of each seed's score: both (seeds, rows)."""
+
+    parts: Scores
+    wholes: Scores
+
+
+def interval(scores: Ratios, *, seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the seeds' mean score.
 
     Rows and seeds are both drawn again with replacement, so that the interval covers another test set of the same kind
     and another run.
 
     Args:
-        scores: (seeds, rows).
-        weights: (rows,), what each row counts, such as its tokens; None: all the same.
+        scores: of each seed and row.
         seed: of the draws.
 
     Returns:
         The lower and the upper end.
     """
-    means = _means(scores, weights, seed)
-    return _ends(means)
+    return _ends(_means(scores, seed))
 
 
-def difference(ours: Scores, theirs: Scores, weights: Scores | None = None, *, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of mean(ours) - mean(theirs), both drawn on the same rows and the same seeds.
+def difference(ours: Ratios, theirs: Ratios, *, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of our mean score less theirs, both drawn on the same rows and the same seeds.
 
     Raises:
         ValueError: the two do not have the same rows and seeds.
     """
-    if ours.shape != theirs.shape:
-        raise ValueError(f"The scores are {ours.shape} and {theirs.shape}: paired scores need the same seeds and rows.")
-    return _ends(_means(ours - theirs, weights, seed))
+    if ours.parts.shape != theirs.parts.shape:
+        raise ValueError(
+            f"The scores are {ours.parts.shape} and {theirs.parts.shape}: paired scores need the same seeds and rows."
+        )
+    return _ends(_means(ours, seed) - _means(theirs, seed))
 
 
-def _means(scores: Scores, weights: Scores | None, seed: int) -> Scores:
-    """The mean of each draw: (DRAWS,)."""
+def _means(scores: Ratios, seed: int) -> Scores:
+    """The seeds' mean score in each draw, (DRAWS,); the draws depend on `seed` and the shape alone."""
     random = np.random.default_rng(seed)
-    seeds, rows = scores.shape
-    weighed = np.ones(rows) if weights is None else weights
+    seeds, rows = scores.parts.shape
     means = np.empty(DRAWS)
     for draw in range(DRAWS):
-        counts = np.bincount(random.integers(rows, size=rows), minlength=rows) * weighed
-        chosen = scores if seeds == 1 else scores[random.integers(seeds, size=seeds)]
-        means[draw] = (chosen @ counts).mean() / counts.sum()
+        counts = np.bincount(random.integers(rows, size=rows), minlength=rows)
+        ratios = scores.parts @ counts / np.maximum(scores.wholes @ counts, 1e-9)
+        means[draw] = (ratios if seeds == 1 else ratios[random.integers(seeds, size=seeds)]).mean()
     return means
 
 

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,7 +58,15 @@ class BadRow(NamedTuple):
         return f"{self.unit} {self.number}: {self.problem}"
 
 
-def read_table(source: str, columns: Sequence[str], *, field: str, skip_bad: bool = False) -> Table:
+def read_table(
+    source: str,
+    columns: Sequence[str],
+    *,
+    field: str,
+    skip_bad: bool = False,
+    lists: Collection[str] = (),
+    check: Callable[[tuple[str, ...]], object] = lambda row: None,
+) -> Table:
     """Reads the wanted columns of a source as text.
 
     Numbers and booleans of JSON lines and Parquet become text as well (1 and 1.0 are "1"), so that a label is the
@@ -71,6 +79,8 @@ def read_table(source: str, columns: Sequence[str], *, field: str, skip_bad: boo
         columns: the names of the wanted columns.
         field: the recipe's field that names the source, for messages; its last word is the hub's split by default.
         skip_bad: whether bad rows are left out and noted.
+        lists: the columns that may hold lists, which become JSON text.
+        check: called with each row; a ValueError says why the row is bad.
 
     Raises:
         UserError: there is no such source, it is empty or can't be read, a column is not there, or rows are bad.
@@ -79,7 +89,7 @@ def read_table(source: str, columns: Sequence[str], *, field: str, skip_bad: boo
     rows: list[tuple[str, ...]] = []
     bad: dict[str, list[int]] = defaultdict(list)
     unit = ""
-    for row in stream_table(source, columns, field=field):
+    for row in stream_table(source, columns, field=field, lists=lists, check=check):
         if isinstance(row, BadRow):
             unit = row.unit
             bad[row.problem].append(row.number)
@@ -99,7 +109,14 @@ def read_table(source: str, columns: Sequence[str], *, field: str, skip_bad: boo
     return Table(rows, (f"{said}; they were left out.",))
 
 
-def stream_table(source: str, columns: Sequence[str], *, field: str) -> Iterator[tuple[str, ...] | BadRow]:
+def stream_table(
+    source: str,
+    columns: Sequence[str],
+    *,
+    field: str,
+    lists: Collection[str] = (),
+    check: Callable[[tuple[str, ...]], object] = lambda row: None,
+) -> Iterator[tuple[str, ...] | BadRow]:
     """Reads what `read_table` does one row after the other, bad ones as what is wrong with them.
 
     CSV and JSON lines are never in memory as a whole.
@@ -112,17 +129,14 @@ def stream_table(source: str, columns: Sequence[str], *, field: str) -> Iterator
         unit, found = _open(source, tuple(columns), name, field)
         for number, values in found:
             try:
-                row = _texts(values, columns)
-            except _Unusable as error:
+                row = _texts(values, columns, lists)
+                check(row)
+            except ValueError as error:
                 yield BadRow(unit, number, str(error))
             else:
                 yield row
     except OSError as error:
         raise UserError(f"{name} can't be read: {error}.") from error
-
-
-class _Unusable(Exception):
-    pass
 
 
 def _open(source: str, columns: tuple[str, ...], name: str, field: str) -> tuple[str, Found]:
@@ -151,10 +165,14 @@ def _check_file(path: Path, name: str) -> None:
         raise UserError(f"{name} is empty.")
 
 
-def _texts(values: Sequence[object] | str, columns: Sequence[str]) -> tuple[str, ...]:
+def _texts(values: Sequence[object] | str, columns: Sequence[str], lists: Collection[str]) -> tuple[str, ...]:
+    """A row as text; a ValueError says why it is bad."""
     if isinstance(values, str):
-        raise _Unusable(values)
-    return tuple(_text(value, column) for value, column in zip(values, columns, strict=True))
+        raise ValueError(values)
+    return tuple(
+        json.dumps(value) if column in lists and isinstance(value, list) else _text(value, column)
+        for value, column in zip(values, columns, strict=True)
+    )
 
 
 def _text(value: object, column: str) -> str:
@@ -163,18 +181,18 @@ def _text(value: object, column: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a column of whole numbers with a gap is stored as floats
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise _Unusable(f"no {column}")
+        raise ValueError(f"no {column}")
     if isinstance(value, int | float):
         return str(value)
     if not isinstance(value, str):
-        raise _Unusable(f"{column} is a {type(value).__name__}, not text")
+        raise ValueError(f"{column} is a {type(value).__name__}, not text")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:  # a byte that surrogateescape let through
-            raise _Unusable(f"broken UTF-8 in {column}") from None
+            raise ValueError(f"broken UTF-8 in {column}") from None
     if not value.strip():
-        raise _Unusable(f"empty {column}")
+        raise ValueError(f"empty {column}")
     return value
 
 

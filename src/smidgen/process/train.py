@@ -18,13 +18,13 @@ from smidgen.process import checkpoint, parallel
 from smidgen.process.batches import collate, idle, micro_batches, order
 from smidgen.process.checkpoint import Checkpoint
 from smidgen.process.encoding import Encoded
-from smidgen.process.evaluate import Scores, loss_sum
+from smidgen.process.evaluate import METRICS, Scores, count_labels, loss_sum, quality
 from smidgen.process.log import Log
 from smidgen.process.models import gradient_checkpointing, logits
 from smidgen.process.optimizer import Rates, make_optimizer, set_rates
-from smidgen.process.recipe import Recipe, TrainingConfig
+from smidgen.process.recipe import Recipe, Task, TrainingConfig
 from smidgen.process.signals import stoppable
-from smidgen.prompts import IGNORED
+from smidgen.report.numbers import metric_named
 from smidgen.stepping import Clock, schedule
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def train(
         model: the model that the adapter is on.
         adapter: what is trained.
         rows: the training rows.
-        evaluate: scores the model on the validation rows: `loss`, and `accuracy` where there are classes.
+        evaluate: scores the model on the validation rows: `loss`, and what the task is judged by.
         recipe: its `training` is the budget, its `output` the folder for the log and the checkpoint.
         rates: the learning rates of its techniques and of the task's head.
         pad_id: fills short rows.
@@ -117,7 +117,8 @@ def train(
     saver = _Saver(recipe, data, adapter, optimizer)
 
     recomputing = gradient_checkpointing(model, config.gradient_checkpointing)
-    with Log(folder, config, progress, steps, quiet=quiet) as log, stoppable() as stop, recomputing:
+    metric = metric_named(METRICS[recipe.task])
+    with Log(folder, config, metric, progress, steps, quiet=quiet) as log, stoppable() as stop, recomputing:
         while (progress.step < steps or progress.position) and not _out_of_patience(progress, config):
             model.train()
             batches = order(lengths, config.batch_size, seed=config.seed, epoch=progress.epoch)
@@ -145,12 +146,13 @@ def train(
                 if stops:
                     raise _interrupted(progress, steps, folder)
             scores = evaluate()
-            point = _point(progress, scores)
+            point = _point(progress, scores, recipe.task)
             progress.curve.append(point)
-            if progress.best_score is None or _quality(scores) > progress.best_score:
+            score, loss = quality(scores, recipe.task), float(scores["loss"])
+            if progress.best_score is None or score > progress.best_score:
                 progress.score_epoch = progress.epoch
-            if _is_better(scores, progress):
-                progress.best_score, progress.best_loss = _quality(scores), float(scores["loss"])
+            if _is_better(score, loss, progress):
+                progress.best_score, progress.best_loss = score, loss
                 progress.best_epoch = progress.epoch
                 best = parallel.get_weights(adapter)
             log.epoch(progress, point)
@@ -187,7 +189,7 @@ def backward(
         processes=process.num_processes,
         micro_batch_size=config.micro_batch_size,
     )
-    labels = sum(_count_labels(rows[row]) for row in batch)  # of all processes
+    labels = sum(count_labels(rows[row]) for row in batch)  # of all processes
     total = torch.zeros((), device=process.device)
     for piece in pieces:
         inputs = collate([rows[row] for row in piece] or [idle(rows[batch[-1]])], pad_id)
@@ -196,10 +198,6 @@ def backward(
         loss.backward()
         total += loss.detach()
     return float(total)
-
-
-def _count_labels(row: Encoded) -> int:
-    return 1 if isinstance(row.labels, int) else sum(label != IGNORED for label in row.labels[1:])
 
 
 def _check_gradients(adapter: Adapter) -> None:
@@ -219,25 +217,20 @@ def _check_finite(loss: float, norm: float, step: int, rate: float) -> None:
     )
 
 
-def _quality(scores: Scores) -> float:
-    """What the best epoch is chosen by; higher is better."""
-    return float(scores.get("accuracy", -scores["loss"]))
-
-
-def _is_better(scores: Scores, progress: Progress) -> bool:
+def _is_better(score: float, loss: float, progress: Progress) -> bool:
     if progress.best_score is None or progress.best_loss is None:
         return True
-    return (_quality(scores), -scores["loss"]) > (progress.best_score, -progress.best_loss)
+    return (score, -loss) > (progress.best_score, -progress.best_loss)
 
 
-def _point(progress: Progress, scores: Scores) -> dict[str, Any]:
+def _point(progress: Progress, scores: Scores, task: Task) -> dict[str, Any]:
     return {
         "epoch": progress.epoch + 1,
         "step": progress.step,
         "seconds": progress.seconds,
         "train_loss": progress.epoch_loss / max(1, progress.position),
         "validation_loss": scores["loss"],
-        "validation_score": scores.get("accuracy", scores["loss"]),
+        "validation_score": scores[METRICS[task]],
     }
 
 

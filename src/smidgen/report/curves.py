@@ -43,7 +43,7 @@ def curves(entries: Sequence[Entry], metric: Metric, value: Value, against: Agai
             [(height, metric.tick(height)) for height in ticks(y.low, y.high, 6)],
             f"Validation {metric.heading.lower()}",
         ),
-        f"Validation {metric.title.lower()} by {'epoch' if against == 'epoch' else 'time'}. {'; '.join(told)}.",
+        f"Validation {metric.word} by {'epoch' if against == 'epoch' else 'time'}. {'; '.join(told)}.",
     )
     pixels = [[(x(at), y(height)) for at, height in line] for _, line in lines]
     rows = spread([line[-1][1] for line in pixels], layout.font + 3, plot.top, plot.bottom)

@@ -88,6 +88,11 @@ class Metric:
         return f"{self.title}, %" if self.percent else self.title
 
     @property
+    def word(self) -> str:
+        """The title inside a sentence: accuracy, F1 of spans."""
+        return self.title if self.title[1:2].isdigit() else self.title[:1].lower() + self.title[1:]
+
+    @property
     def unit(self) -> str:
         """What follows a number that stands by itself: ' %', or nothing."""
         return " %" if self.percent else ""
@@ -133,6 +138,7 @@ class Metric:
 
 _METRICS = {
     "accuracy": Metric(title="Accuracy", percent=True),
+    "f1": Metric(title="F1 of spans", percent=True),
     "macro_f1": Metric(title="Macro-F1", percent=True),
     "exact_match": Metric(title="Exact match", percent=True),
     "loss": Metric(title="Loss", lower_is_better=True),

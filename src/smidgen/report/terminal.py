@@ -40,12 +40,14 @@ def plan_lines(plan: Plan) -> Iterator[str | Text]:
 
 def score_lines(scores: Mapping[str, Any]) -> Iterator[str | Table]:
     """The scores of a run: the summary, every class, and the confusion matrix while it fits a terminal."""
-    if "accuracy" not in scores:
+    if "per_class" not in scores:
         yield f"Loss {scores['loss']:.4f}   perplexity {scores['perplexity']:.2f}   " + (
             f"exact match {100 * scores['exact_match']:.1f} %" if scores.get("exact_match") is not None else ""
         )
         return
-    yield f"Accuracy {100 * scores['accuracy']:.1f} %   macro-F1 {100 * scores['macro_f1']:.1f} %"
+    titles = {"accuracy": "Accuracy", "f1": "F1 of spans", "precision": "precision", "recall": "recall"}
+    titles["macro_f1"] = "macro-F1"
+    yield "   ".join(f"{title} {100 * scores[name]:.1f} %" for name, title in titles.items() if name in scores)
     classes = scores["per_class"]
     table = Table("Class", box=None, pad_edge=False)
     for heading in ("Precision", "Recall", "F1", "Rows"):
@@ -54,7 +56,7 @@ def score_lines(scores: Mapping[str, Any]) -> Iterator[str | Table]:
         shares = [f"{100 * entry[name]:.1f}" for name in ("precision", "recall", "f1")]
         table.add_row(Text(entry["label"]), *shares, str(entry["support"]))
     yield table
-    if len(classes) <= 10:
+    if len(classes) <= 10 and "confusion" in scores:
         confusion = Table("Class", box=None, pad_edge=False)
         for entry in classes:
             confusion.add_column(Text(f"as {entry['label']}"))
@@ -111,7 +113,7 @@ def _line(row: Mapping[str, Any], metric_name: str) -> str:
     if row["status"] == "failed":
         return f"{row['title']}: failed: {row['error']}"
     metric = numbers.metric_named(metric_name)
-    score = f"{metric.title.lower()} {metric.score(row['score'])}{metric.unit}"
+    score = f"{metric.word} {metric.score(row['score'])}{metric.unit}"
     return f"{row['title']}: {score}, {numbers.percent(row['share'])} trained, {numbers.duration(row['seconds'])}"
 
 

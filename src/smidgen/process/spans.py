@@ -1,0 +1,144 @@
+"""Labelled spans of a text, and the tags of its tokens that stand for them (Ramshaw & Marcus, 1995, cmp-lg/9505040).
+
+A tag is a number: 0 for a token in no span, 1 + 2k for the first token of a span with the k-th label, and 2 + 2k for
+its other tokens; by name O, B-label and I-label.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from smidgen.prompts import IGNORED
+
+
+class Span(NamedTuple):
+    """A part of a text: its characters from `start` up to, not including, `end`."""
+
+    start: int
+    end: int
+    label: str
+
+
+class Run(NamedTuple):
+    """A span in tokens, from `first` to `last`, and the number of its label."""
+
+    first: int
+    last: int
+    label: int
+
+
+def read_spans(value: object, text: str) -> tuple[Span, ...]:
+    """The spans of a row, by their starts.
+
+    Args:
+        value: a list of {"start": 4, "end": 9, "label": "city"}, or such a list as JSON text; other keys do not count.
+        text: the row's.
+
+    Raises:
+        ValueError: it is no such list, or a span lies outside the text, holds none of it, or overlaps with another.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, list):
+        raise ValueError('spans is not a list such as [{"start": 0, "end": 4, "label": "city"}]')
+    spans = sorted(_span(entry, text) for entry in value)
+    for first, second in itertools.pairwise(spans):
+        if second.start < first.end:
+            raise ValueError(f"two spans overlap at character {second.start}")
+    return tuple(spans)
+
+
+def _span(entry: object, text: str) -> Span:
+    fields = entry if isinstance(entry, dict) else {}
+    start, end, label = (fields.get(name) for name in Span._fields)
+    if type(start) is not int or type(end) is not int or not isinstance(label, str) or not label.strip():
+        raise ValueError(f"{json.dumps(entry, ensure_ascii=False)} has no whole start and end and a label")
+    if not 0 <= start < end <= len(text):
+        raise ValueError(f"a span from {start} to {end} does not lie in a text of {len(text)} characters")
+    if not text[start:end].strip():
+        raise ValueError(f"the span from {start} to {end} holds white space alone")
+    return Span(start, end, label.strip())
+
+
+def tag_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """The names of the tags for these labels, in the order of their numbers."""
+    return ("O", *(f"{place}-{label}" for label in labels for place in "BI"))
+
+
+def labels_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The labels that these names of tags are for."""
+    return tuple(name.removeprefix("B-") for name in names[1::2])
+
+
+def tags_of(spans: Sequence[Span], offsets: Sequence[tuple[int, int]], labels: Sequence[str]) -> list[int]:
+    """The tags that stand for spans.
+
+    A token belongs to the first span that it shares a character with.
+
+    Args:
+        spans: by their starts.
+        offsets: which characters of the text each token stands for; none, (n, n), for a token of no text.
+        labels: the known ones.
+
+    Returns:
+        A tag for each token; IGNORED for one of no text.
+    """
+    tags = []
+    place, begun = 0, False  # the span that comes next, and whether it has a token
+    for start, end in offsets:
+        if start == end:
+            tags.append(IGNORED)
+            continue
+        while place < len(spans) and spans[place].end <= start:
+            place, begun = place + 1, False
+        if place < len(spans) and spans[place].start < end:
+            tags.append(1 + 2 * labels.index(spans[place].label) + begun)
+            begun = True
+        else:
+            tags.append(0)
+    return tags
+
+
+def runs(tags: Sequence[int]) -> list[Run]:
+    """The spans that tags stand for, in tokens; one that starts with an I-label counts as well, as in conlleval.
+
+    Args:
+        tags: of neighbouring tokens; IGNORED ones belong to no span.
+    """
+    found: list[Run] = []
+    for place, tag in enumerate(tags):
+        if tag <= 0:
+            continue
+        label = (tag - 1) // 2
+        if tag % 2 == 0 and found and found[-1].last == place - 1 and found[-1].label == label:
+            found[-1] = found[-1]._replace(last=place)
+        else:
+            found.append(Run(place, place, label))
+    return found
+
+
+def spans_of(
+    tags: Sequence[int], offsets: Sequence[tuple[int, int]], text: str, labels: Sequence[str]
+) -> tuple[Span, ...]:
+    """The spans that tags stand for, in characters, without white space at their ends.
+
+    Args:
+        tags: of the text's tokens.
+        offsets: which characters of it each stands for.
+        text: the text.
+        labels: the names of the labels.
+    """
+    spans = []
+    for run in runs(tags):
+        start, end = offsets[run.first][0], offsets[run.last][1]
+        held = text[start:end]
+        start, end = start + len(held) - len(held.lstrip()), end - len(held) + len(held.rstrip())
+        if start < end:  # a token may be white space alone
+            spans.append(Span(start, end, labels[run.label]))
+    return tuple(spans)
