@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,20 @@ IGNORED = -100
 
 _ALONG_THE_TEXT = {"logits": 3, "start_logits": 2, "end_logits": 2, "last_hidden_state": 3, "hidden_states": 3}
 """Outputs with a column for each token, and their dimensions: logits of classes have two."""
+
+
+class Counts(NamedTuple):
+    """How many virtual tokens the rows of a batch have.
+
+    Attributes:
+        each: of each row, (batch,).
+        most: of the row that has the most of them.
+        uneven: whether rows may differ, since some are served by other adapters.
+    """
+
+    each: Tensor
+    most: int
+    uneven: bool
 
 
 class VirtualTokens:
@@ -72,9 +86,9 @@ class VirtualTokens:
         """The active prompt deltas, in their order in the text."""
         return active_deltas(self.embedding)
 
-    def counts(self, ids: Tensor) -> Tensor:
-        """How many placeholders the active prompts need in each row of `ids`, (batch,)."""
-        return _each_row(self.prompts(), ids)
+    def counts(self, ids: Tensor) -> Counts:
+        """How many placeholders the active prompts need in the rows of `ids`."""
+        return _count(self.prompts(), ids)
 
     def start(self) -> int:
         """The column of the first placeholder.
@@ -100,17 +114,17 @@ class VirtualTokens:
         ids, cache = inputs.get("input_ids"), inputs.get("past_key_values")
         if ids is None:
             raise ValueError("A prompt or prefix needs input_ids; inputs_embeds do not say where the text starts.")
-        counts, occupied = self.counts(ids), _each_row(prefixes, ids)
-        count, taken = int(counts.max()), int(occupied.max())
+        counts, occupied = self.counts(ids), _count(prefixes, ids)
+        count, taken = counts.most, occupied.most
         if count and inputs.get("return_dict") is False:
             raise ValueError("A prompt needs return_dict=True: a tuple does not say which outputs to cut to the text.")
         if prefixes:
             install(model)  # it may have been given another attn_implementation since
         cached = int(cache.get_seq_length()) if cache is not None else 0
         if count and not self.generating.get():
-            self._insert(model, inputs, counts.to(ids.device), cached)
+            self._insert(model, inputs, counts, cached)
         if taken:
-            self._shift(model, inputs, occupied.to(ids.device), cached)
+            self._shift(model, inputs, occupied, cached)
         length = inputs["input_ids"].shape[1] + cached + taken
         if self._limit is not None and length > self._limit:
             virtual = count + taken
@@ -124,14 +138,13 @@ class VirtualTokens:
             self._columns.set(slice(max(first, 0), max(first + count, 0)))
         return (), inputs
 
-    def _insert(self, model: PreTrainedModel, inputs: dict[str, Any], counts: Tensor, cached: int) -> None:
-        ids, start, count = inputs["input_ids"], self.start(), int(counts.max())
-        missing = count - counts
-        uneven = bool(missing.any())
+    def _insert(self, model: PreTrainedModel, inputs: dict[str, Any], counts: Counts, cached: int) -> None:
+        ids, start, count = inputs["input_ids"], self.start(), counts.most
+        missing = count - counts.each
         mask = inputs.get("attention_mask")
-        if mask is None and uneven:
+        if mask is None and counts.uneven:
             mask = ids.new_ones(ids.shape[0], ids.shape[1] + max(0, cached - count))
-        if uneven:
+        if counts.uneven:
             self._need_positions(model, inputs, mask, counts, cached)
         if cached == 0:
             text = ids.shape[1]
@@ -139,8 +152,10 @@ class VirtualTokens:
             labels = inputs.get("labels")
             if isinstance(labels, Tensor) and labels.shape[1:] == (text,) and not labels.is_floating_point():
                 inputs["labels"] = insert(labels, start, count, IGNORED)
-                if uneven and not start:  # a text without a prompt has nothing before its first token to say it from
-                    inputs["labels"][counts == 0, count] = IGNORED
+                if (
+                    counts.uneven and not start
+                ):  # a text without a prompt has nothing before its first token to say it from
+                    inputs["labels"][counts.each == 0, count] = IGNORED
             for name in ("start_positions", "end_positions"):  # of an answer in the text
                 if inputs.get(name) is not None:
                     inputs[name] = inputs[name] + count * (inputs[name] >= start)
@@ -154,7 +169,7 @@ class VirtualTokens:
             _check_padding(mask, start)
             inputs["attention_mask"] = insert_mask(mask, start, counts)
         if inputs.get("position_ids") is not None:
-            positions, own = inputs["position_ids"], counts[:, None]
+            positions, own = inputs["position_ids"], counts.each[:, None]
             if cached == 0:
                 columns = torch.arange(count, device=ids.device) - missing[:, None]
                 virtual = start + position_offset(model) + columns.clamp_min(0)
@@ -165,7 +180,7 @@ class VirtualTokens:
             inputs["position_ids"] = positions
 
     def _need_positions(
-        self, model: PreTrainedModel, inputs: dict[str, Any], mask: Tensor | None, counts: Tensor, cached: int
+        self, model: PreTrainedModel, inputs: dict[str, Any], mask: Tensor | None, counts: Counts, cached: int
     ) -> None:
         """Say where the text stands in each row, which the model cannot count by itself if prompts differ in length."""
         takes_positions = "position_ids" in self._names
@@ -183,18 +198,18 @@ class VirtualTokens:
                 "lengths. Give the prompts one length, or serve them in batches of their own."
             )
         if inputs.get("position_ids") is None:
-            text = max(0, cached - int(counts.max()))  # of the columns that are cached
+            text = max(0, cached - counts.most)  # of the columns that are cached
             mask = mask if self._follows_mask else None
             inputs["position_ids"] = _own_positions(model, inputs["input_ids"], mask, text)
 
-    def _shift(self, model: PreTrainedModel, inputs: dict[str, Any], occupied: Tensor, cached: int) -> None:
+    def _shift(self, model: PreTrainedModel, inputs: dict[str, Any], occupied: Counts, cached: int) -> None:
         if "position_ids" not in self._names:
             return  # relative positions: a prefix has none
         positions = inputs.get("position_ids")
         if positions is None:
             mask = inputs.get("attention_mask") if self._follows_mask else None
             positions = _own_positions(model, inputs["input_ids"], mask, cached)
-        inputs["position_ids"] = positions + occupied[:, None]
+        inputs["position_ids"] = positions + occupied.each[:, None]
 
     def embed(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Put the learned rows in the place of the placeholders: (batch, length, hidden size)."""
@@ -214,9 +229,9 @@ class VirtualTokens:
         if all(delta.route is None for delta in self.prompts()):
             learned = torch.cat([delta(layer) for delta in self.prompts()]).to(output.dtype)
             return learned.expand(output.shape[0], -1, -1)
-        counts = self.counts(output).to(output.device)
-        rows = output.new_zeros(output.shape[0], int(counts.max()), output.shape[2])
-        column = counts.max() - counts
+        counts = self.counts(output)
+        rows = output.new_zeros(output.shape[0], counts.most, output.shape[2])
+        column = counts.most - counts.each
         for delta in self.prompts():
             learned = delta(layer).to(output.dtype)
             index = _index(delta, output).to(output.device)
@@ -261,8 +276,8 @@ class Generate:
             raise ValueError(
                 "A prompt needs input_ids to generate from; inputs_embeds do not say where the text starts."
             )
-        counts, start = self.tokens.counts(ids).to(ids.device), self.tokens.start()
-        count = int(counts.max())
+        counts, start = self.tokens.counts(ids), self.tokens.start()
+        count = counts.most
         columns = slice(start, start + count)
         mask = kwargs.pop("attention_mask", None)
         if mask is None:
@@ -306,9 +321,9 @@ def insert(rows: Tensor, start: int, count: int, value: int | Tensor) -> Tensor:
     return torch.cat([rows[:, :start], columns, rows[:, start:]], dim=1)
 
 
-def insert_mask(mask: Tensor, start: int, counts: Tensor) -> Tensor:
-    """A mask (batch, length) with columns at `start` of which each row sees the last `counts`, (batch,)."""
-    columns = torch.arange(int(counts.max()), device=mask.device) >= counts.max() - counts[:, None]
+def insert_mask(mask: Tensor, start: int, counts: Counts) -> Tensor:
+    """A mask (batch, length) with columns at `start`, of which each row sees as many of the last as it has tokens."""
+    columns = torch.arange(counts.most, device=mask.device) >= counts.most - counts.each[:, None]
     return torch.cat([mask[:, :start], columns.to(mask.dtype), mask[:, start:]], dim=1)
 
 
@@ -319,12 +334,16 @@ def _index(delta: Delta, rows: Tensor) -> Tensor:
     return delta.route.index(rows.shape[0], torch.device("cpu"))
 
 
-def _each_row(deltas: Sequence[Delta], rows: Tensor) -> Tensor:
-    """How many virtual tokens the deltas have in each row, (batch,), on the CPU."""
+def _count(deltas: Sequence[Delta], rows: Tensor) -> Counts:
+    """How many virtual tokens the deltas have in the rows of a batch."""
+    whole = sum(delta.virtual_tokens for delta in deltas)
+    if all(delta.route is None for delta in deltas):  # no look at a tensor, so that torch.compile needs no break
+        return Counts(torch.full((rows.shape[0],), whole, device=rows.device), whole, uneven=False)
     total = torch.zeros(rows.shape[0], dtype=torch.long)
     for delta in deltas:
         total[_index(delta, rows)] += delta.virtual_tokens
-    return total
+    most = int(total.max())
+    return Counts(total.to(rows.device), most, uneven=bool((total < most).any()))
 
 
 def cut(rows: Tensor, columns: slice) -> Tensor:
@@ -357,8 +376,11 @@ def _own_positions(model: PreTrainedModel, ids: Tensor, mask: Tensor | None, cac
 
 def _check_padding(mask: Tensor, start: int) -> None:
     """Raise a ValueError if a prompt after the first token would come after a row's padding, (batch, length)."""
-    if start and not bool(mask[:, 0].all()):
-        raise ValueError("A prompt after the first token needs texts that are padded on the right.")
+    wrong = "A prompt after the first token needs texts that are padded on the right."
+    if start and torch.compiler.is_compiling():
+        torch._assert_async(mask[:, 0].all(), wrong)
+    elif start and not bool(mask[:, 0].all()):
+        raise ValueError(wrong)
 
 
 def _setting(model: PreTrainedModel, kwargs: dict[str, Any], name: str) -> Any:

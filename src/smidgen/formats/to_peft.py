@@ -147,7 +147,11 @@ def _convert(adapter: Adapter, rank: int | None) -> Written:
         except ValueError as error:
             raise UserError(f"peft cannot hold this adapter: {error}") from error
     title = " + ".join(method.title for method in methods or adapter.methods)
-    if not methods or not all(delta.mergeable for _, _, delta in adapter.entries()):
+    if not methods:
+        raise UserError(
+            f"peft has no {title}, which trains the model's own weights. Merge the adapter, and save the model."
+        )
+    if not all(delta.mergeable for _, _, delta in adapter.entries()):
         raise UserError(f"peft has no {title}, and it is more than a change of weights, which LoRA could stand for.")
     if rank is None:
         raise UserError(
