@@ -389,13 +389,6 @@ def test_a_prefix_follows_positions_that_are_counted_from_the_mask() -> None:
         torch.testing.assert_close(ours, model(input_ids=text, attention_mask=torch.ones_like(text)).logits)
 
 
-def test_prefixes_are_refused_on_an_encoder_decoder() -> None:
-    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 60}
-    config = transformers.BartConfig(**sizes, encoder_ffn_dim=48, decoder_ffn_dim=48)
-    with pytest.raises(ValueError, match="is an encoder-decoder; prefixes go into"):
-        attach(transformers.BartForConditionalGeneration(config), PrefixTuning(length=2))
-
-
 def test_a_malformed_pattern_is_told() -> None:
     with pytest.raises(ValueError, match=r"also_train='\(' is no pattern: "):
         attach(build("bert"), LoRA(), also_train="(")

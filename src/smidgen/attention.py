@@ -162,7 +162,7 @@ def _kernel(kernel: str, module: nn.Module) -> Callable[..., Any]:
 
 
 def find(model: PreTrainedModel, layers: str = "all") -> list[Place]:
-    """The self-attentions inside the blocks that `layers` names, found by running the model on two tokens.
+    """The attentions inside the blocks that `layers` names, found by running the model on two tokens.
 
     Running it is the only description that cannot be wrong: every module that calls the attention function is seen,
     with the shape of its keys.
@@ -170,10 +170,6 @@ def find(model: PreTrainedModel, layers: str = "all") -> list[Place]:
     Raises:
         ValueError: the model's attention takes no prefix, or no attention lies inside the blocks.
     """
-    if model.config.is_encoder_decoder:
-        raise ValueError(
-            f"{type(model).__name__} is an encoder-decoder; prefixes go into encoders and decoders so far."
-        )
     if model.main_input_name != "input_ids":
         raise ValueError(
             f"{type(model).__name__} reads {model.main_input_name} and no text; prefixes go into models of text so far."
@@ -199,7 +195,7 @@ def watch(model: PreTrainedModel, tokens: Tensor) -> list[tuple[nn.Module, Tenso
     try:
         model.eval()
         with torch.no_grad(), _watching() as seen:
-            model(input_ids=tokens)
+            model(input_ids=tokens, **({"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}))
     finally:
         for module in training:
             module.training = True

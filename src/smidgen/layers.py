@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def is_linear(layer: nn.Module) -> bool:
@@ -82,6 +86,16 @@ def is_causal(model: nn.Module) -> bool:
         return True
     kind = getattr(getattr(model, "config", None), "model_type", None)
     return kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def text_reader(model: PreTrainedModel) -> PreTrainedModel:
+    """The module that reads the text: an encoder-decoder's encoder, and any other model itself."""
+    return model.get_encoder() if model.config.is_encoder_decoder else model
+
+
+def input_embedding(model: PreTrainedModel) -> nn.Module:
+    """What turns the text's ids into rows."""
+    return text_reader(model).get_input_embeddings()
 
 
 def positions(model: nn.Module) -> int | None:

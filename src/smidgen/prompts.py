@@ -6,6 +6,9 @@ outputs that have a column a token are cut back, so that batches and logits stay
 placeholders once, before it starts, so that every cache class, beam search and assisted decoding see an ordinary longer
 prompt.
 
+Of an encoder-decoder the encoder reads the text: it is there that the placeholders are inserted, its states are longer
+by them, and the decoder's mask for these states is widened to match, in `generate` as well.
+
 A prefix (keys and values in attention) inserts nothing, but occupies positions: the text's own start after it, as in
 the paper and in peft.
 """
@@ -23,7 +26,7 @@ from torch import Tensor, nn
 from smidgen.attention import install
 from smidgen.delta import Delta
 from smidgen.hooks import active_deltas
-from smidgen.layers import counts_columns, position_offset, positions, positions_follow_mask
+from smidgen.layers import counts_columns, position_offset, positions, positions_follow_mask, text_reader
 from smidgen.threads import PerThread
 
 if TYPE_CHECKING:
@@ -51,28 +54,33 @@ class Counts(NamedTuple):
 
 
 class VirtualTokens:
-    """Inserts the placeholders and shifts the positions of one model, by hooks that `install` puts on it.
+    """Inserts the placeholders and shifts the positions of one model, by hooks that it puts there.
 
     Attributes:
-        embedding: the input embedding; the prompts are its deltas.
+        model: the model.
+        reader: the module that reads the text: the model itself, or its encoder.
+        embedding: its input embedding; the prompts are its deltas.
         prefixes: one delta of each prefix; those active say how many positions are occupied.
         generating: whether `generate` runs, so that the placeholders are there already.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.embedding = model.get_input_embeddings()
+        self.model, self.reader = model, text_reader(model)
+        self.embedding = self.reader.get_input_embeddings()
         self.prefixes: list[Delta] = []
         self.generating: PerThread[bool] = PerThread(False)
         self._limit = positions(model)
         self._follows_mask = positions_follow_mask(model)
         self._columns: PerThread[slice | None] = PerThread(None)
-        self._names = list(inspect.signature(type(model).forward).parameters)[1:]
+        self._names = list(inspect.signature(type(self.reader).forward).parameters)[1:]
         self._handles = [
-            model.register_forward_pre_hook(self.before, with_kwargs=True),
-            model.register_forward_hook(self.after, with_kwargs=True, always_call=True),
+            self.reader.register_forward_pre_hook(self.before, with_kwargs=True),
+            self.reader.register_forward_hook(self.after, with_kwargs=True, always_call=True),
             self.embedding.register_forward_hook(self.embed),
         ]
-        if hasattr(model, "generate"):
+        if self.reader is not model:
+            self._handles.append(model.get_decoder().register_forward_pre_hook(self.widen, with_kwargs=True))
+        elif hasattr(model, "generate"):
             vars(model)["generate"] = Generate(model, self)
 
     def remove(self, model: PreTrainedModel) -> None:
@@ -115,11 +123,12 @@ class VirtualTokens:
         if ids is None:
             raise ValueError("A prompt or prefix needs input_ids; inputs_embeds do not say where the text starts.")
         counts, occupied = self.counts(ids), _count(prefixes, ids)
-        count, taken = counts.most, occupied.most
+        shifts = "position_ids" in self._names  # otherwise positions are relative, or the model's own affair
+        count, taken = counts.most, occupied.most if shifts else 0
         if count and inputs.get("return_dict") is False:
             raise ValueError("A prompt needs return_dict=True: a tuple does not say which outputs to cut to the text.")
         if prefixes:
-            install(model)  # it may have been given another attn_implementation since
+            install(self.model)  # it may have been given another attn_implementation since
         cached = int(cache.get_seq_length()) if cache is not None else 0
         if count and not self.generating.get():
             self._insert(model, inputs, counts, cached)
@@ -203,18 +212,30 @@ class VirtualTokens:
             inputs["position_ids"] = _own_positions(model, inputs["input_ids"], mask, text)
 
     def _shift(self, model: PreTrainedModel, inputs: dict[str, Any], occupied: Counts, cached: int) -> None:
-        if "position_ids" not in self._names:
-            return  # relative positions: a prefix has none
         positions = inputs.get("position_ids")
         if positions is None:
             mask = inputs.get("attention_mask") if self._follows_mask else None
             positions = _own_positions(model, inputs["input_ids"], mask, cached)
         inputs["position_ids"] = positions + occupied.each[:, None]
 
+    def widen(self, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Give the decoder a mask of the encoder's states that has the placeholders' columns."""
+        names = list(inspect.signature(type(decoder).forward).parameters)[1:]
+        inputs = {**dict(zip(names, args, strict=False)), **kwargs}
+        states, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
+        if not self.prompts() or states is None:
+            return None
+        counts = self.counts(states)
+        if mask is None and counts.uneven:
+            mask = states.new_ones(states.shape[0], states.shape[1] - counts.most, dtype=torch.long)
+        if mask is not None and mask.shape[-1] + counts.most == states.shape[1]:
+            inputs["encoder_attention_mask"] = insert_mask(mask, self.start(), counts)
+        return (), inputs
+
     def embed(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Put the learned rows in the place of the placeholders: (batch, length, hidden size)."""
         columns = self._columns.get()
-        if columns is None and self.prompts():
+        if columns is None and self.prompts() and not self.reader.config.is_encoder_decoder:  # a decoder may share it
             raise ValueError(
                 "A prompt is active, and the input embedding was called by something else than the model that the "
                 "adapter is on, which inserts the placeholders. Call that model, or disable the adapter."
@@ -245,6 +266,8 @@ class VirtualTokens:
         columns = self._columns.reset()
         if columns is None or columns.stop == 0 or self.generating.get() or output is None:
             return output  # None: the forward pass failed
+        if model.config.is_encoder_decoder:
+            return output  # the decoder attends to the prompt's states
         length = kwargs["input_ids"].shape[1]
         for name, dimensions in _ALONG_THE_TEXT.items():
             value = output.get(name) if hasattr(output, "get") else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from smidgen.delta import Side, Site
-from smidgen.layers import features, is_linear
+from smidgen.layers import features, input_embedding, is_linear
 from smidgen.own import own_modules, own_parameters
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def find(model: PreTrainedModel, targets: str | Sequence[str] | None, layers: st
 
 
 def embedding(model: PreTrainedModel) -> Place:
-    """The input embedding."""
-    layer = model.get_input_embeddings()
+    """The input embedding of the text."""
+    layer = input_embedding(model)
     name = next(name for name, module in own_modules(model) if module is layer)
     if not isinstance(layer, nn.Embedding):
         raise ValueError(

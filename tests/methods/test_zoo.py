@@ -26,7 +26,6 @@ REFUSED = [
     (LANGUAGE_MODELS, {"head"}, "has no task head"),
     (NO_BIASES, {"bitfit"}, "has no biases"),
     ({"deberta"}, PREFIXES, "computes its attention by itself"),
-    ({"t5", "bart"}, PREFIXES | PROMPTS, "is an encoder-decoder"),
     ({"vit"}, PREFIXES, "reads pixel_values and no text"),
     ({"vit"}, PROMPTS, "prompts need an Embedding"),
     (ATTENTION_ONLY, {*OF_LAYERS - OF_BLOCKS, "mam"}, "mlp.experts.gate_up_proj and .*mlp.experts.down_proj"),
@@ -37,6 +36,7 @@ NOT_BY_ROW = [
     ({"deberta"}, {*OF_LAYERS - OF_BLOCKS - {"houlsby", "parallel", "compacter", "ia3"}, "bitfit"}, "computes 1"),
     ({"deberta"}, {"full", "progressive"}, "computes 1"),
     ({"deberta", "modernbert"}, PROMPTS, "counts distances by columns"),
+    ({"bart"}, PROMPTS, "takes no position_ids"),
     ({"t5"}, {"full", "progressive"}, "computes 9"),
     (ATTENTION_ONLY, {"full", "progressive"}, "TopKRouter .* gives no tensor"),
 ]

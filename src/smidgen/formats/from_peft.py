@@ -328,6 +328,8 @@ def _norms(source: Source) -> list[Part]:
 
 
 def _prefix(source: Source) -> list[Part]:
+    if source.model.config.is_encoder_decoder:
+        raise ValueError("its prefix goes to the decoder alone; here every attention of an encoder-decoder has one")
     flat, places = source.tensors.pop("prompt_embeddings"), attention.find(source.model)
     sizes = [2 * heads * size for heads, size in (place.shape for place in places)]
     if sum(sizes) != flat.shape[1]:
@@ -340,6 +342,8 @@ def _prefix(source: Source) -> list[Part]:
 
 def _prompt(source: Source) -> list[Part]:
     rows = source.tensors.pop("prompt_embeddings")
+    if len(rows) > source.config["num_virtual_tokens"]:  # num_transformer_submodules=2
+        raise ValueError("it has a second prompt, which goes before the decoder's text")
     method = PromptTuning(length=len(rows), start="random", placement="first")
     return [Part(method, [(targets.embedding(source.model), {"rows": rows})])]
 

@@ -308,6 +308,8 @@ def _norms(adapter: Adapter) -> Written:
 
 
 def _prefix(part: Layered) -> Written:
+    if part.adapter.model.config.is_encoder_decoder:
+        raise ValueError("its prefix of an encoder-decoder goes to the decoder alone, and here every attention has one")
     if [place.name for place in part.places] != [place.name for place in attention.find(part.adapter.model)]:
         raise ValueError("it has a prefix in every layer, and here some have none")
     shapes = {place.shape for place in part.places}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.delta import Delta, Method, check_positive
-from smidgen.layers import is_causal
+from smidgen.layers import input_embedding, is_causal
 from smidgen.targets import Place
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class PromptTuning(Method):
                 delta.rows.normal_(std=embedding_size(model))
             else:
                 tokens = starting_tokens(self.title, model, self.start, self.text, self.length, tokenizer)
-                delta.rows.copy_(model.get_input_embeddings()(tokens))
+                delta.rows.copy_(input_embedding(model)(tokens))
 
 
 class PromptDelta(Delta):
@@ -101,19 +101,13 @@ class PromptDelta(Delta):
 
 
 def prompt_column(model: PreTrainedModel, placement: str) -> int:
-    """The column of the text at which a prompt begins: 0, or 1 after the first token.
-
-    Raises:
-        ValueError: the model is an encoder-decoder, which has two texts.
-    """
-    if model.config.is_encoder_decoder:
-        raise ValueError(f"{type(model).__name__} is an encoder-decoder; prompts go into encoders and decoders so far.")
+    """The column of the text at which a prompt begins: 0, or 1 after the first token."""
     return int(placement == "after-first" or (placement == "auto" and not is_causal(model)))
 
 
 def embedding_table(model: PreTrainedModel) -> Tensor:
     """The rows of the input embedding, (vocabulary, hidden size)."""
-    table = model.get_input_embeddings().weight
+    table = input_embedding(model).weight
     assert isinstance(table, Tensor)
     return table
 
@@ -122,7 +116,7 @@ def embedding_size(model: PreTrainedModel) -> float:
     """The root mean square of what the input embedding gives, some models' own scaling included."""
     count = embedding_table(model).shape[0]
     tokens = torch.arange(0, count, max(1, count // 1000), device=model.device)
-    rows: Tensor = model.get_input_embeddings()(tokens)
+    rows: Tensor = input_embedding(model)(tokens)
     return float(rows.float().pow(2).mean().sqrt())
 
 
