@@ -162,7 +162,7 @@ def _kernel(kernel: str, module: nn.Module) -> Callable[..., Any]:
 
 
 def find(model: PreTrainedModel, layers: str = "all") -> list[Place]:
-    """The attentions inside the blocks that `layers` names, found by running the model on two tokens.
+    """The attentions inside the blocks that `layers` names, found by running the model on two tokens or an empty image.
 
     Running it is the only description that cannot be wrong: every module that calls the attention function is seen,
     with the shape of its keys.
@@ -170,16 +170,11 @@ def find(model: PreTrainedModel, layers: str = "all") -> list[Place]:
     Raises:
         ValueError: the model's attention takes no prefix, or no attention lies inside the blocks.
     """
-    if model.main_input_name != "input_ids":
-        raise ValueError(
-            f"{type(model).__name__} reads {model.main_input_name} and no text; prefixes go into models of text so far."
-        )
     names = {module: name for name, module in model.named_modules()}
     inside = tuple(f"{block}." for block in choose_blocks(model, layers))
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     places = {
         names[module]: Place(names[module], module, (key.shape[1], key.shape[3]), site="attention")
-        for module, key, _ in watch(model, tokens)
+        for module, key, _ in watch(model, _smallest_inputs(model))
         if names[module].startswith(inside)
     }
     if not places:
@@ -187,15 +182,34 @@ def find(model: PreTrainedModel, layers: str = "all") -> list[Place]:
     return list(places.values())  # a block that runs several times, as ALBERT's, is one place
 
 
-def watch(model: PreTrainedModel, tokens: Tensor) -> list[tuple[nn.Module, Tensor, Tensor]]:
-    """Run the model on `tokens` (1, length): each attention that ran, its keys and values (1, heads, length, size)."""
+def text_inputs(model: PreTrainedModel, tokens: Tensor) -> dict[str, Tensor]:
+    """What the model takes to read `tokens`, (1, length); an encoder-decoder answers with the same ones."""
+    inputs = {"input_ids": tokens}
+    return inputs | ({"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {})
+
+
+def _smallest_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Two tokens, or an empty image."""
+    if model.main_input_name == "input_ids":
+        return text_inputs(model, torch.zeros(1, 2, dtype=torch.long, device=model.device))
+    size = getattr(model.config, "image_size", None)
+    if model.main_input_name != "pixel_values" or size is None:
+        raise ValueError(
+            f"{type(model).__name__} reads {model.main_input_name}; prefixes go into models of text and images so far."
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return {"pixel_values": torch.zeros(1, model.config.num_channels, height, width).to(model.device, model.dtype)}
+
+
+def watch(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[tuple[nn.Module, Tensor, Tensor]]:
+    """Run the model on one row: each attention that ran, its keys and values, (1, heads, length, head size)."""
     before = model.config._attn_implementation
     install(model)
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
         with torch.no_grad(), _watching() as seen:
-            model(input_ids=tokens, **({"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}))
+            model(**inputs)
     finally:
         for module in training:
             module.training = True

@@ -118,17 +118,19 @@ class VirtualTokens:
         prefixes = [delta for delta in self.prefixes if delta.active and delta.virtual_tokens]
         if not self.prompts() and not prefixes:
             return None
+        if prefixes:
+            install(self.model)  # it may have been given another attn_implementation since
+        shifts = "position_ids" in self._names  # otherwise positions are relative, or the model's own affair
+        if not self.prompts() and not shifts:
+            return None
         inputs = {**dict(zip(self._names, args, strict=False)), **kwargs}
         ids, cache = inputs.get("input_ids"), inputs.get("past_key_values")
         if ids is None:
             raise ValueError("A prompt or prefix needs input_ids; inputs_embeds do not say where the text starts.")
         counts, occupied = self.counts(ids), _count(prefixes, ids)
-        shifts = "position_ids" in self._names  # otherwise positions are relative, or the model's own affair
         count, taken = counts.most, occupied.most if shifts else 0
         if count and inputs.get("return_dict") is False:
             raise ValueError("A prompt needs return_dict=True: a tuple does not say which outputs to cut to the text.")
-        if prefixes:
-            install(self.model)  # it may have been given another attn_implementation since
         cached = int(cache.get_seq_length()) if cache is not None else 0
         if count and not self.generating.get():
             self._insert(model, inputs, counts, cached)

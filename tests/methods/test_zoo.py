@@ -26,7 +26,11 @@ REFUSED = [
     (LANGUAGE_MODELS, {"head"}, "has no task head"),
     (NO_BIASES, {"bitfit"}, "has no biases"),
     ({"deberta"}, PREFIXES, "computes its attention by itself"),
-    ({"vit"}, PREFIXES, "reads pixel_values and no text"),
+    (
+        {"vit"},
+        {"prefix-tuning", "mam"},
+        "real tokens, and ViTForImageClassification reads pixel_values. Use start='random'",
+    ),
     ({"vit"}, PROMPTS, "prompts need an Embedding"),
     (ATTENTION_ONLY, {*OF_LAYERS - OF_BLOCKS, "mam"}, "mlp.experts.gate_up_proj and .*mlp.experts.down_proj"),
 ]

@@ -308,6 +308,8 @@ def _norms(adapter: Adapter) -> Written:
 
 
 def _prefix(part: Layered) -> Written:
+    if part.adapter.model.main_input_name != "input_ids":
+        raise ValueError("it passes a prefix over in a model that reads no text")
     if part.adapter.model.config.is_encoder_decoder:
         raise ValueError("its prefix of an encoder-decoder goes to the decoder alone, and here every attention has one")
     if [place.name for place in part.places] != [place.name for place in attention.find(part.adapter.model)]:

@@ -27,6 +27,7 @@ class MAM(Hybrid):
         size: the bottleneck's width.
         scale: multiplies what the bottleneck adds; 4 in the paper.
         dropout: probability of dropping a number of the bottleneck while training.
+        start: "vocabulary", the keys and values of sampled tokens, or "random", as for a model that reads no text.
         layers: which blocks: "all", "last:4", "0-3", "0,5".
 
     Raises:
@@ -42,13 +43,14 @@ class MAM(Hybrid):
     size: int = 64
     scale: float = 4.0
     dropout: float = 0.0
+    start: str = "vocabulary"
     layers: str = "all"
 
     @property
     def parts(self) -> tuple[Method, ...]:
         """The prefix and the parallel adapter."""
         return (
-            PrefixTuning(length=self.length, layers=self.layers),
+            PrefixTuning(length=self.length, start=self.start, layers=self.layers),
             Parallel(size=self.size, scale=self.scale, dropout=self.dropout, layers=self.layers),
         )
 

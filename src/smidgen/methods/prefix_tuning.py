@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from smidgen import attention
 from smidgen.delta import Delta, Method, check_positive
-from smidgen.methods.prompt_tuning import check_start, embedding_table, starting_tokens
+from smidgen.methods.prompt_tuning import check_start, starting_tokens
 from smidgen.targets import Place
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class PrefixTuning(Method):
         """The deltas for all attentions; with an MLP, they share its input and its hidden layer."""
         if self.hidden_size is None:
             return [PrefixDelta(self.length, *place.shape) for place in places]
-        width = embedding_table(model).shape[1]
+        width = model.config.get_text_config().hidden_size
         trunk = PrefixTrunk(self.length, width, self.hidden_size)
         return [ReparameterizedPrefixDelta(trunk, self.hidden_size, *place.shape) for place in places]
 
@@ -89,8 +89,14 @@ class PrefixTuning(Method):
         """Start from the keys and values that the model gives real tokens."""
         if self.start == "random":
             return
+        if model.main_input_name != "input_ids":
+            raise ValueError(
+                f"{self.title} starts from the keys and values of real tokens, and {type(model).__name__} reads "
+                f"{model.main_input_name}. Use start='random', as P-tuning v2 does."
+            )
         tokens = starting_tokens(self.title, model, self.start, self.text, self.length, tokenizer)
-        seen = {layer: (keys, values) for layer, keys, values in attention.watch(model, tokens[None])}
+        inputs = attention.text_inputs(model, tokens[None])
+        seen = {layer: (keys, values) for layer, keys, values in attention.watch(model, inputs)}
         for place, delta in zip(places, deltas, strict=True):
             assert isinstance(delta, PrefixDelta)
             keys, values = seen[place.layer]
