@@ -3,9 +3,9 @@
     python benchmarks/hard_prompt.py benchmarks/results/hard-prompt.json [--steps 200]
 
 The model reads PROMPT, the tweet, and "Sentiment:", and its answer is the likelier of " positive" and " negative". The
-learned prompt starts from the hand-written one that is best on the validation rows, with as many tokens; of all wordings
-that it passes through, the best on the validation rows is kept. It is scored on the test rows as text: typed before the
-tweet and tokenized anew, for the plain model without an adapter.
+learned prompt starts from the hand-written one that is best on the validation rows, with as many tokens; of all the
+wordings that it passes through, the best on the validation rows is kept. It is scored on the test rows as text: typed
+before the tweet and tokenized anew, for the plain model without an adapter.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import cProfile
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import transformers
 
 from smidgen import (
     METHODS,
+    Adapter,
     FullFineTuning,
     HeadOnly,
     LoRA,
@@ -282,3 +285,23 @@ def test_the_labels_of_the_config_are_those_of_the_active_adapter(tmp_path: Path
     assert second.active
     second.detach()
     assert model.config.id2label == before
+
+
+def test_the_thirtieth_adapter_is_no_more_work_than_the_second(tmp_path: Path) -> None:
+    """Counted in calls of functions, which a slow machine does not change."""
+    model = build("bert")
+    calls: dict[str, list[int]] = {"attach": [], "load": [], "activate": []}
+
+    def counted(what: str, act: Callable[[], Adapter]) -> Adapter:
+        profile = cProfile.Profile()
+        adapter = profile.runcall(act)
+        calls[what].append(sum(entry.callcount for entry in profile.getstats()))
+        return adapter
+
+    attach(model, LoRA(rank=2), name="saved").save(tmp_path / "saved")
+    for number in range(30):
+        adapter = counted("attach", lambda number=number: attach(model, LoRA(rank=2), name=f"a{number}"))
+        counted("load", lambda number=number: load(model, tmp_path / "saved", name=f"b{number}"))
+        counted("activate", lambda adapter=adapter: adapter.activate() or adapter)
+    for what, found in calls.items():
+        assert found[-1] < 1.3 * found[1], what

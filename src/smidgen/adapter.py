@@ -29,6 +29,7 @@ class Adapter:
         name: the adapter's name.
         methods: its techniques.
         places: where each technique's deltas are, a list a technique.
+        sites: of what kinds these places are.
         head_names: which of the trained parameters are the task head's.
         clock: how far its training is; techniques with a schedule need `clock.steps` in loops of your own.
     """
@@ -45,12 +46,14 @@ class Adapter:
         self.model, self.name, self.methods = model, name, tuple(methods)
         self.places = [list(found) for found in places]
         self.deltas = [list(built) for built in deltas]
+        self.sites = frozenset(place.site for found in self.places for place in found)
         self.head_names = frozenset(head_names(model)) & frozenset(own)
         self.total = sum(parameter.numel() for _, parameter in own_parameters(model))
         self._check_places()
         if not adapters(model):
             vars(model)["_smidgen_trainable"] = [n for n, p in model.named_parameters() if p.requires_grad]
-        model.requires_grad_(False)
+        for _, parameter in own_parameters(model):
+            parameter.requires_grad_(False)
         self._own = OwnParameters(model, own, keep_base=all(m.keeps_base for m in self.methods))
         model.add_module(self._own_key, self._own)
         self.serving = self.trains = True
@@ -111,7 +114,7 @@ class Adapter:
     def _wire(self) -> None:
         """Install the attention function and the virtual tokens that the adapters on the model need, or remove them."""
         model, on = self.model, adapters(self.model)
-        sites = {place.site for adapter in on.values() for _, place, _ in adapter.entries()}
+        sites = frozenset[str]().union(*(adapter.sites for adapter in on.values()))
         (attention.install if "attention" in sites else attention.uninstall)(model)
         tokens: prompts.VirtualTokens | None = vars(model).pop("_smidgen_tokens", None)
         if tokens is not None:

@@ -11,19 +11,38 @@ from smidgen.hooks import Deltas
 
 
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The model's own modules by name: what adapters have added to it is left out."""
-    inside: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if isinstance(module, Deltas):
-            inside = (*inside, f"{name}.")
-        elif not name.startswith(inside):
-            yield name, module
+    """The model's own modules by name, each once; what adapters have added to it is passed over without a look."""
+    seen: set[nn.Module] = set()
+
+    def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        if module in seen or isinstance(module, Deltas | OwnParameters):
+            return
+        seen.add(module)
+        yield name, module
+        for child, inner in module.named_children():
+            yield from walk(f"{name}.{child}" if name else child, inner)
+
+    return walk("", model)
+
+
+def own_module(model: nn.Module, name: str) -> nn.Module | None:
+    """The model's own module of this name, if there is one."""
+    module: nn.Module | None = model
+    for child in name.split(".") if name else ():
+        module = getattr(module, "_modules", {}).get(child)
+        if isinstance(module, Deltas | OwnParameters):
+            return None
+    return module
 
 
 def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The model's own parameters by name, each once: what adapters have added to it is left out."""
-    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Deltas))
-    return ((name, parameter) for name, parameter in model.named_parameters() if not name.startswith(inside or "\0"))
+    seen: set[int] = set()
+    for name, module in own_modules(model):
+        for slot, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{name}.{slot}" if name else slot, parameter
 
 
 class OwnParameters(nn.Module):

@@ -199,7 +199,7 @@ def _states(
 
 def _check_shapes(model: PreTrainedModel, states: Mapping[str, Tensor], own: Sequence[str], shapes: Shapes) -> None:
     """Raise a ValueError unless a file's names and shapes are exactly those expected."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(own_parameters(model))
     if unknown := [name for name in own if name not in parameters]:
         raise ValueError(f"it trained {unknown[0]!r}, which the model does not have")
     expected = {name: tuple(parameters[name].shape) for name in own}

@@ -13,7 +13,7 @@ from torch import nn
 
 from smidgen.delta import Side, Site
 from smidgen.layers import features, input_embedding, is_linear
-from smidgen.own import own_modules, own_parameters
+from smidgen.own import own_module, own_modules, own_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -296,18 +296,19 @@ def exact(model: nn.Module, name: str, source: str | None, side: Side) -> Place:
     Raises:
         ValueError: the model has no such module.
     """
-    modules = dict(own_modules(model))
-    for needed in (name, source):
-        if needed is not None and needed not in modules:
-            raise ValueError(f"The adapter has a place {needed!r} that {type(model).__name__} does not have.")
-        if needed is not None and not any(
-            is_linear(inner) or isinstance(inner, nn.Embedding) for inner in modules[needed].modules()
-        ):
-            raise ValueError(
-                f"The adapter's place {needed!r} is a {type(modules[needed]).__name__}, which takes no delta."
-            )
-    shape = _shape(modules[name]) if source is None else (_shape(modules[source])[0], _shape(modules[name])[1])
-    return Place(name, modules[name], shape, source, side)
+    layer = _taking(model, name)
+    shape = _shape(layer) if source is None else (_shape(_taking(model, source))[0], _shape(layer)[1])
+    return Place(name, layer, shape, source, side)
+
+
+def _taking(model: nn.Module, name: str) -> nn.Module:
+    """The module of this name, if it takes a delta."""
+    module = own_module(model, name)
+    if module is None:
+        raise ValueError(f"The adapter has a place {name!r} that {type(model).__name__} does not have.")
+    if not any(is_linear(inner) or isinstance(inner, nn.Embedding) for _, inner in own_modules(module)):
+        raise ValueError(f"The adapter's place {name!r} is a {type(module).__name__}, which takes no delta.")
+    return module
 
 
 def _shape(layer: nn.Module) -> tuple[int, int]:
