@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from smidgen import UserError, load
+from smidgen import UserError, load, save_peft
 from tests.conftest import build, make_batch
 
 Config = Callable[[dict[str, object]], peft.PeftConfig]
@@ -143,6 +143,59 @@ def saved(folder: Path, name: str = "lora") -> Path:
 def change(folder: Path, **fields: object) -> None:
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | fields))
+
+
+def adaption_prompt(architecture: str) -> peft.PeftModel:
+    config = peft.AdaptionPromptConfig(adapter_layers=2, adapter_len=4, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(build(architecture), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "adaption" in name:
+                parameter += 0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adaption_prompt_is_its_keys_and_values(tmp_path: Path) -> None:
+    theirs, model = adaption_prompt("llama"), build("llama")
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    base = answers(model, "llama")
+    adapter = load(model, tmp_path / "theirs")
+    expected = answers(theirs, "llama")
+    torch.testing.assert_close(answers(model, "llama"), expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(base, expected, atol=1e-3)
+    assert [place.name for place in adapter.places[0]] == ["model.layers.1.self_attn", "model.layers.2.self_attn"]
+    adapter.save(tmp_path / "ours")
+    again = build("llama")
+    load(again, tmp_path / "ours")
+    assert torch.equal(answers(again, "llama"), answers(model, "llama"))
+    with pytest.raises(UserError, match="projections of a prompt, and here they are trained themselves"):
+        save_peft(adapter, tmp_path / "back")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adaption_prompt_behind_the_output_projection_is_refused(tmp_path: Path) -> None:
+    adaption_prompt("gpt2").save_pretrained(str(tmp_path / "theirs"))
+    with pytest.raises(UserError, match="adds its prompt behind this model's output projection"):
+        load(build("gpt2"), tmp_path / "theirs")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_trained_tokens_alone_are_read(architecture: str, tmp_path: Path) -> None:
+    tokens = make_batch(architecture)["input_ids"][0, :3].unique().tolist()
+    config = peft.TrainableTokensConfig(token_indices=tokens, task_type=PLACES[architecture]["task_type"])
+    theirs = peft.get_peft_model(build(architecture), config)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "trainable_tokens_delta" in name:
+                parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    theirs.eval().save_pretrained(str(tmp_path / "theirs"))
+    model = build(architecture)
+    base = answers(model, architecture)
+    load(model, tmp_path / "theirs")
+    torch.testing.assert_close(answers(model, architecture), answers(theirs, architecture), atol=1e-5, rtol=0)
+    assert not torch.equal(answers(model, architecture), base)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from smidgen.methods import (
     IA3,
     OFT,
     DoRA,
+    HeadOnly,
+    LlamaAdapter,
     LoHa,
     LoKr,
     LoRA,
@@ -55,7 +57,8 @@ _HARMLESS = frozenset(
     num_transformer_submodules token_dim prefix_projection encoder_hidden_size encoder_dropout encoder_num_layers
     encoder_reparameterization_type prompt_tuning_init prompt_tuning_init_text tokenizer_kwargs tokenizer_name_or_path
     rank_pattern use_effective_conv2d beta1 beta2 deltaT init_r target_r tinit tfinal total_step orth_reg_weight
-    decompose_factor decompose_both eps num_virtual_tokens r module_dropout rank_dropout rank_dropout_scale
+    decompose_factor decompose_both eps num_virtual_tokens r adapter_layers module_dropout rank_dropout
+    rank_dropout_scale
     """.split()
 )
 """Fields that change nothing of a trained adapter, or whose effect is seen in the shapes of its tensors."""
@@ -348,6 +351,30 @@ def _prompt(source: Source) -> list[Part]:
     return [Part(method, [(targets.embedding(source.model), {"rows": rows})])]
 
 
+def _adaption_prompt(source: Source) -> list[Part]:
+    """Its prompts, as the keys and values that the layers' frozen projections make of them."""
+    prompts, gates = source.take("adaption_prompt"), source.take("adaption_gate")
+    known = {place.name: place for place in attention.find(source.model)}
+    states = []
+    for name, prompt in prompts.items():
+        if name not in known:
+            raise ValueError(f"its prompt is at {name!r}, which is no attention of this model that takes one")
+        layer: Any = known[name].layer
+        if not all(hasattr(layer, projection) for projection in ("k_proj", "v_proj", "o_proj")):
+            raise ValueError("peft adds its prompt behind this model's output projection, and here it comes before it")
+        with torch.no_grad():
+            made = torch.cat([projection(prompt.to(projection.weight)) for projection in (layer.k_proj, layer.v_proj)])
+        keys_values = made.view(2, prompt.shape[1], *known[name].shape).float()
+        states.append((known[name], {"keys_values": keys_values, "gate": gates[name]}))
+    layers = "all" if len(states) == len(known) else f"last:{len(states)}"
+    return [Part(LlamaAdapter(length=source.field("adapter_len"), layers=layers), states)]
+
+
+def _tokens(source: Source) -> list[Part]:
+    """Rows of the embedding alone, which `_own` reads."""
+    return [Part(HeadOnly(), [])]
+
+
 READERS: dict[str, Callable[[Source], list[Part]]] = {
     "LORA": _lora,
     "ADALORA": _adalora,
@@ -362,6 +389,8 @@ READERS: dict[str, Callable[[Source], list[Part]]] = {
     "PREFIX_TUNING": _prefix,
     "PROMPT_TUNING": _prompt,
     "P_TUNING": _prompt,
+    "ADAPTION_PROMPT": _adaption_prompt,
+    "TRAINABLE_TOKENS": _tokens,
 }
 
 

@@ -29,6 +29,7 @@ from smidgen.methods import (
     AdaLoRA,
     DoRA,
     HardPrompt,
+    LlamaAdapter,
     LoHa,
     LoKr,
     LoRA,
@@ -333,6 +334,10 @@ def _prefix(part: Layered) -> Written:
     return Written(config, {"prompt_embeddings": flat})
 
 
+def _adaption_prompt(part: Layered) -> Written:
+    raise ValueError("its keys and values are projections of a prompt, and here they are trained themselves")
+
+
 def _prompt(part: Layered) -> Written:
     if part.deltas[0].column:
         raise ValueError("it puts a prompt before the text, and here it stands after the first token (placement)")
@@ -385,5 +390,6 @@ WRITERS: dict[type[Method], Callable[[Layered], Written]] = {
     PromptTuning: _prompt,
     PTuning: _prompt,
     HardPrompt: _prompt,
+    LlamaAdapter: _adaption_prompt,
 }
 """Who writes each technique that peft has; LoRA and its kin are written together."""
