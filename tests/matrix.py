@@ -46,14 +46,14 @@ and the tests try each cell again. A cell works or is refused with an error that
 | claim | what is tried |
 |---|---|
 | trains | five steps lower the loss, everything that is trained gets a gradient, and nothing else changes |
-| save | saved, and loaded into another copy of the model, it gives the same answers, to the bit |
+| save | saved, and loaded into another copy of the model, it answers the same: to the bit, or to 1e-6 (P-tuning) |
 | merge | merged into the weights it gives the same answers, to 1e-5 |
 | detach | afterwards the model is the base model, to the bit |
-| rows | in a batch beside rows of the base model, each row has the answer that it has alone |
+| rows | in a batch beside rows of the base model, each row has the answer that it has in a batch of one adapter |
 | recompute | gradient checkpointing changes no gradient |
-| compile | `torch.compile(fullgraph=True)` takes the model in one graph, and the answers are the same |
+| compile | `torch.compile(fullgraph=True)` takes the model without a break, and the answers are the same |
 | generate | with and without the cache the same tokens come out |
-| bf16 | on a bfloat16 model what is added stays in fp32, and the answers are as near to fp32's as the model's own |
+| bf16 | on a bfloat16 model what is added stays in fp32, and the answers are about as exact as the model's own |
 | to peft | written by `save_peft`, it gives the same answers in peft, to 1e-5 |
 | from peft | written again by peft, it opens here and gives the same answers, to 1e-5 |
 | Trainer | Hugging Face's Trainer trains it, and nothing else |"""
@@ -184,7 +184,7 @@ def recomputes(technique: str, kind: str) -> None:
 
 
 def compiles(technique: str, kind: str) -> None:
-    """torch.compile takes the model in one graph, and its answers are the same."""
+    """torch.compile takes the model without a break, and its answers are the same."""
     model, batch = build(kind), make_batch(kind)
     _disturbed(model, technique, kind)
     expected = answers(model, batch)
@@ -211,7 +211,7 @@ def generates(technique: str, kind: str) -> None:
 
 
 def halves(technique: str, kind: str) -> None:
-    """On a bfloat16 model what is added is fp32 with finite gradients, and as exact as the model is by itself."""
+    """On a bfloat16 model what is added is fp32 with finite gradients, and about as exact as the model by itself."""
     expected_model, model, batch = build(kind), build(kind).to(torch.bfloat16), make_batch(kind)
     rounded = batch | {k: value.bfloat16() for k, value in batch.items() if value.is_floating_point()}
     alone = _error(answers(model, rounded), answers(expected_model, batch))

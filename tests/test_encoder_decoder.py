@@ -7,6 +7,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -25,7 +26,7 @@ from smidgen import (
 )
 from smidgen.attention import find
 from tests.methods.test_contract import disturb
-from tests.zoo import build, make_batch
+from tests.zoo import SIZES, build, make_batch
 
 Batch = dict[str, torch.Tensor]
 
@@ -71,6 +72,39 @@ def test_a_prompt_is_what_rows_before_the_encoder_s_text_are(model: PreTrainedMo
         theirs = model(**by_hand(model, learned, batch), labels=batch["labels"])
     torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours.loss, theirs.loss)
+
+
+def test_an_encoder_that_knows_of_no_decoder_keeps_the_prompt_s_states() -> None:
+    """Two models put together, whose encoder is by itself no encoder-decoder."""
+    configs = [transformers.BertConfig(**SIZES) for _ in range(2)]
+    made = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(*configs, decoder_start_token_id=1)
+    model = transformers.EncoderDecoderModel(made).eval()
+    batch = make_batch("bart")
+    adapter, learned = prompted(model)
+    answer = batch["input_ids"][:, :4]
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        ours = model(**text, decoder_input_ids=answer).logits
+        adapter.detach()
+        theirs = model(**by_hand(model, learned, batch), decoder_input_ids=answer).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_attentions_that_take_no_prefix_are_named_and_not_left_out() -> None:
+    config = transformers.LongT5Config(
+        vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    model = transformers.LongT5ForConditionalGeneration(config)
+    with pytest.raises(ValueError, match=r"No attention of encoder.block.0 and 1 other .* takes a prefix"):
+        attach(model, PrefixTuning(length=2))
+
+
+def test_a_head_that_wants_an_end_of_text_does_not_keep_prefixes_out() -> None:
+    sizes = {"vocab_size": 60, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "num_labels": 3}
+    model = transformers.T5ForSequenceClassification(transformers.T5Config(**sizes, decoder_start_token_id=0))
+    adapter = attach(model, PrefixTuning(length=2))
+    model(input_ids=torch.tensor([[5, 6, 1], [7, 8, 1]]), labels=torch.tensor([0, 1])).loss.backward()
+    adapter.check_gradients()
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,8 @@ class Adapter:
             trains: whether what is trained trains.
         """
         for _, _, delta in self.entries():
-            delta.active, delta.route, delta.order = active, route, order
+            delta.active, delta.route, delta.order, delta.trains = active, route, order, trains
+            delta.train(self.model.training)
         if self.trains:
             self._frozen = [parameter for parameter in self.parameters() if not parameter.requires_grad]
         kept = {id(parameter) for parameter in self._frozen}

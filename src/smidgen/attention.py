@@ -177,8 +177,12 @@ def find(model: PreTrainedModel, layers: str = "all") -> list[Place]:
         for module, key, _ in watch(model, _smallest_inputs(model))
         if names[module].startswith(inside)
     }
-    if not places:
-        raise ValueError(f"No attention of {type(model).__name__} was called inside its blocks (layers={layers!r}).")
+    if without := [block for block in inside if not any(name.startswith(block) for name in places)]:
+        raise ValueError(
+            f"No attention of {without[0].removesuffix('.')} and {len(without) - 1} other blocks of "
+            f"{type(model).__name__} takes a prefix: they have none, or compute it by themselves. Prompt tuning, LoRA "
+            "and adapters work on them."
+        )
     return list(places.values())  # a block that runs several times, as ALBERT's, is one place
 
 
@@ -209,7 +213,7 @@ def watch(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[tuple[nn.Mo
     try:
         model.eval()
         with torch.no_grad(), _watching() as seen:
-            model(**inputs)
+            model.base_model(**inputs)  # a head may want more of them, such as an end of text
     finally:
         for module in training:
             module.training = True

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from types import NoneType
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_args, get_type_hints
 
 from torch import Tensor, nn
 
@@ -43,12 +43,17 @@ class Delta(nn.Module):
     """
 
     active: bool = True
+    trains: bool = True
     order: int = 0
     side: Side | None = None
     route: Route | None = None
     reads_source: bool = False
     virtual_tokens: int = 0
     tap: Tap | None = None
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any module; the delta of a frozen adapter computes as it is served, while another trains above it."""
+        return super().train(mode and self.trains)
 
     def gated(self, query: Tensor) -> Tensor | None:
         """The gate of an attention's own softmax for the keys and values, or None if they join the text's.

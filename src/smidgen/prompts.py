@@ -79,7 +79,9 @@ class VirtualTokens:
             self.embedding.register_forward_hook(self.embed),
         ]
         if self.reader is not model:
-            self._handles.append(model.get_decoder().register_forward_pre_hook(self.widen, with_kwargs=True))
+            decoder = model.get_decoder()
+            self._decoder_names = list(inspect.signature(type(decoder).forward).parameters)[1:]
+            self._handles.append(decoder.register_forward_pre_hook(self.widen, with_kwargs=True))
         elif hasattr(model, "generate"):
             vars(model)["generate"] = Generate(model, self)
 
@@ -222,8 +224,7 @@ class VirtualTokens:
 
     def widen(self, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Give the decoder a mask of the encoder's states that has the placeholders' columns."""
-        names = list(inspect.signature(type(decoder).forward).parameters)[1:]
-        inputs = {**dict(zip(names, args, strict=False)), **kwargs}
+        inputs = {**dict(zip(self._decoder_names, args, strict=False)), **kwargs}
         states, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
         if not self.prompts() or states is None:
             return None
@@ -237,7 +238,7 @@ class VirtualTokens:
     def embed(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Put the learned rows in the place of the placeholders: (batch, length, hidden size)."""
         columns = self._columns.get()
-        if columns is None and self.prompts() and not self.reader.config.is_encoder_decoder:  # a decoder may share it
+        if columns is None and self.prompts() and self.reader is self.model:  # a decoder may share its encoder's
             raise ValueError(
                 "A prompt is active, and the input embedding was called by something else than the model that the "
                 "adapter is on, which inserts the placeholders. Call that model, or disable the adapter."
@@ -268,7 +269,7 @@ class VirtualTokens:
         columns = self._columns.reset()
         if columns is None or columns.stop == 0 or self.generating.get() or output is None:
             return output  # None: the forward pass failed
-        if model.config.is_encoder_decoder:
+        if self.reader is not self.model:
             return output  # the decoder attends to the prompt's states
         length = kwargs["input_ids"].shape[1]
         for name, dimensions in _ALONG_THE_TEXT.items():

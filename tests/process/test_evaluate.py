@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
@@ -18,6 +20,7 @@ from smidgen.process.evaluate import (
 )
 from smidgen.process.job import Job, prepare
 from smidgen.process.recipe import load_recipe
+from smidgen.process.spans import Span
 from tests.process.tiny import save_recipe
 
 
@@ -86,8 +89,8 @@ def test_a_class_that_no_row_has_does_not_lower_macro_f1() -> None:
 
 
 def test_span_scores_count_what_is_right_to_the_character() -> None:
-    known = [[IGNORED, 1, 2, 0, 3, IGNORED], [0, 3, 4, 4]]
-    found = [[IGNORED, 1, 0, 0, 3, IGNORED], [0, 3, 4, 4, IGNORED, IGNORED]]  # the first is too short, two are right
+    known = [[Span(0, 8, "a"), Span(9, 12, "b")], [Span(4, 9, "b")]]
+    found = [[Span(0, 7, "a"), Span(9, 12, "b")], [Span(4, 9, "b")]]  # the first is too short
     scores = _span_scores(found, known, ["a", "b"])
     assert (scores["row_hits"], scores["row_spans"]) == ([1, 1], [4, 2])
     assert scores["f1"] == scores["precision"] == scores["recall"] == pytest.approx(2 / 3)
@@ -95,6 +98,16 @@ def test_span_scores_count_what_is_right_to_the_character() -> None:
     assert [entry["support"] for entry in scores["per_class"]] == [1, 2]
     assert scores["macro_f1"] == 0.5
     assert scores["f1"] == 2 * sum(scores["row_hits"]) / sum(scores["row_spans"])  # as a comparison draws it again
+
+
+def test_spans_that_were_cut_off_count_as_missed(tmp_path: Path) -> None:
+    path = save_recipe(tmp_path, spans=True)
+    whole, cut = (prepare(load_recipe(path, [f"data.max_length={length}"])) for length in (40, 5))
+    true = sum(len(example.spans or ()) for example in whole.data.test)
+    for job in (whole, cut):
+        assert sum(entry["support"] for entry in job.score(job.splits["test"])["per_class"]) == true
+    assert not any("missed" in note for note in whole.notes)
+    assert any("spans of data.test were cut off, or begin or end inside a token" in note for note in cut.notes)
 
 
 def test_a_row_s_loss_is_the_sum_over_its_labels() -> None:

@@ -54,7 +54,7 @@ def test_spans_come_back_from_their_tags(tokenizer, drawn, template):
     (row,) = rows
     assert isinstance(row.labels, list)
     assert len(row.labels) == len(row.input_ids) == len(row.offsets)
-    assert spans_of(row.labels, row.offsets, text, LABELS) == tuple(spans)
+    assert spans_of(row.labels, row.offsets, LABELS) == tuple(spans)
     assert cut == 0
     assert all(
         (label == IGNORED) == (start == end) for label, (start, end) in zip(row.labels, row.offsets, strict=True)
@@ -86,9 +86,21 @@ def test_a_token_belongs_to_the_first_span_in_it():
     assert tags == [1, 0, 3]
 
 
-def test_a_space_that_belongs_to_a_token_belongs_to_no_span():
-    assert spans_of([1, 2, 0], [(3, 8), (8, 12), (12, 15)], "in  Rome now ok.", ["city"]) == (Span(4, 12, "city"),)
-    assert spans_of([1], [(2, 3)], "in  Rome", ["city"]) == ()
+def test_white_space_belongs_to_no_span_and_to_no_token():
+    assert read_spans([{"start": 2, "end": 9, "label": "city"}], "in  Rome now") == (Span(4, 8, "city"),)
+    spans = read_spans([{"start": 0, "end": 5, "label": "city"}], "the red fish")
+    rows, _ = encode([Example("the red fish", spans=spans)], "token-classification", BYTE, max_length=99, labels=LABELS)
+    assert rows[0].offsets[3] == (4, 4)  # the space, which this tokenizer has a token for
+    assert rows[0].labels[:6] == [1, 2, 2, IGNORED, 2, 0]
+    assert spans_of(rows[0].labels, rows[0].offsets, LABELS) == (Span(0, 5, "city"),)
+
+
+def test_a_span_that_ends_inside_a_token_is_never_found():
+    rows, _ = encode(
+        [Example("redfish", spans=(Span(0, 3, "city"),))], "token-classification", WORD, max_length=9, labels=LABELS
+    )
+    assert rows[0].spans == (Span(0, 3, "city"),)
+    assert spans_of(rows[0].labels, rows[0].offsets, LABELS) == (Span(0, 7, "city"),)
 
 
 @pytest.mark.parametrize(
@@ -96,10 +108,12 @@ def test_a_space_that_belongs_to_a_token_belongs_to_no_span():
     [
         ("Rome", "spans is not a list such as"),
         ({"start": 0}, "spans is not a list such as"),
-        (["Rome"], '"Rome" has no whole start and end and a label'),
+        (["Rome"], "'Rome' has no whole start and end and a label"),
         ([{"start": 0, "end": 4}], "has no whole start and end and a label"),
         ([{"start": True, "end": 4, "label": "a"}], "has no whole start and end and a label"),
         ([{"start": 0, "end": 4, "label": " "}], "has no whole start and end and a label"),
+        ([{"start": 0, "end": 4, "label": "w\ud800"}], "broken UTF-8 in a label"),
+        ("[" * 100_000, "spans is not a list such as"),
         ([{"start": 3, "end": 3, "label": "a"}], "a span from 3 to 3 does not lie in a text of 12 characters"),
         ([{"start": 8, "end": 13, "label": "a"}], "a span from 8 to 13 does not lie in a text of 12 characters"),
         ([{"start": 4, "end": 5, "label": "a"}], "the span from 4 to 5 holds white space alone"),

@@ -80,6 +80,11 @@ def test_two_ratios_are_drawn_on_the_same_rows() -> None:
     assert 0 <= low <= high < 0.02
 
 
+def test_a_draw_without_anything_to_count_is_no_score() -> None:
+    wholes = np.array([[2.0, 2.0, *[0.0] * 38]])  # a perfect model, and spans in two rows of forty
+    assert interval(Ratios(wholes, wholes)) == (1.0, 1.0)
+
+
 def test_rows_of_which_none_counts_have_no_score() -> None:
     assert interval(Ratios(np.zeros((1, 5)), np.zeros((1, 5)))) == (0.0, 0.0)
 

@@ -59,6 +59,7 @@ _TASKS = {
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "MTModel": "SEQ_2_SEQ_LM",
 }
 _NO_CONV1D = (LoHa, LoKr, MiSS, OFT, HRA)
 """What peft does not put on GPT-2's layers."""

@@ -133,7 +133,7 @@ class AdapterFusion(Method):
 
     def folded(self, deltas: Sequence[Delta]) -> AdapterFusion:
         """With the folders' names alone: where they lay is no part of the adapter."""
-        return dataclasses.replace(self, adapters=", ".join(Path(member).name for member in self.members))
+        return dataclasses.replace(self, adapters=", ".join(Path(member).resolve().name for member in self.members))
 
 
 def _titles(methods: Sequence[Method]) -> str:

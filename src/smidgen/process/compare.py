@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from smidgen import __version__, files
 from smidgen.errors import Interrupted, UserError
@@ -114,10 +115,18 @@ def _check_output(recipe: Recipe, rows_used: str) -> None:
     if not path.is_file():
         return
     there = files.read_json(path)
-    earlier = Recipe.model_validate(parse(there["recipe"], str(path)))
+    try:
+        earlier = Recipe.model_validate(parse(there["recipe"], str(path)))
+        rows_then, version = there["data"]["fingerprint"], there["environment"]["smidgen"]
+    except (KeyError, TypeError, ValidationError) as error:
+        raise UserError(
+            f"{path} is not a comparison that smidgen {__version__} can go on with. Remove it, or give another output."
+        ) from error
     changes = recipe.model_copy(update={"technique": earlier.technique}).changes(earlier)
-    if there["data"]["fingerprint"] != rows_used:
+    if rows_then != rows_used:
         changes.append("the rows of the data have changed")
+    if version != __version__:
+        changes.append(f"smidgen was {version} and is {__version__}")
     if changes:
         raise UserError(
             f"{path.parent} holds a comparison of another recipe ({'; '.join(changes)}). Remove it, or give another "
@@ -272,7 +281,7 @@ def _relate(comparison: Comparison, measured: Mapping[str, list[Metrics]]) -> No
     full = next((row for row in comparison["techniques"] if row["name"] == baseline and row["status"] == "done"), None)
     if full is not None:
         for row in comparison["techniques"]:
-            if row["status"] == "done" and row is not full:
+            if row["status"] == "done" and row is not full and row["difference"] is None:  # not yet
                 low, high = difference(found[row["name"]], found[baseline])
                 row.update(difference=row["score"] - full["score"], difference_low=low, difference_high=high)
     full_twice = {slug for slug, metrics in measured.items() if metrics[0]["technique"] == BASELINE} - {baseline}

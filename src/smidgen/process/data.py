@@ -14,7 +14,7 @@ from smidgen.process.problems import shown, unknown
 from smidgen.process.recipe import DataConfig, Task
 from smidgen.process.spans import Span, read_spans
 from smidgen.process.splits import normalize, set_aside
-from smidgen.process.tables import read_table
+from smidgen.process.tables import as_text, read_table
 
 Target = str | tuple[Span, ...]
 """A label, an answer, or labelled spans."""
@@ -121,18 +121,18 @@ def read_examples(
 def _read(source: str, config: DataConfig, task: Task, *, field: str) -> tuple[list[Row], tuple[str, ...]]:
     """The usable rows of a source, and notes on those that are not."""
     column = getattr(config, TARGETS[task])
-    spans = task == "token-classification"
-    rows, notes = read_table(
-        source,
-        (config.text, column),
-        field=field,
-        skip_bad=config.bad_rows == "skip",
-        lists=(column,) if spans else (),
-        check=lambda row: read_spans(row[1], row[0]) if spans else None,
-    )
-    if spans:
-        return [(text, read_spans(target, text)) for text, target in rows], notes
-    return [(text, target.strip() if task == "classification" else target) for text, target in rows], notes
+
+    def convert(values: Sequence[object]) -> Row:
+        text = as_text(values[0], config.text)
+        if task == "token-classification" and isinstance(values[1], list):
+            return text, read_spans(values[1], text)
+        target = as_text(values[1], column)
+        if task == "token-classification":
+            return text, read_spans(target, text)
+        return text, target.strip() if task == "classification" else target
+
+    columns, skip_bad = (config.text, column), config.bad_rows == "skip"
+    return read_table(source, columns, field=field, skip_bad=skip_bad, convert=convert)
 
 
 def _examples(rows: Sequence[Row], task: Task, labels: Sequence[str]) -> list[Example]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from smidgen.errors import UserError
 from smidgen.process.problems import shown
 from smidgen.process.recipe import Task
-from smidgen.process.spans import tags_of
+from smidgen.process.spans import Span, tags_of, trimmed
 from smidgen.prompts import IGNORED
 
 if TYPE_CHECKING:
@@ -30,12 +30,15 @@ class Encoded:
         input_ids: at least one.
         labels: the class; or what is expected of the model at each token: its tag, or, in generation, the token that
             comes next. IGNORED where nothing is.
-        offsets: in token classification, which characters of the text each token stands for; (0, 0): none.
+        offsets: in token classification, which characters of the text each token stands for, without white space at
+            their ends; (n, n): none.
+        spans: in token classification, the true ones, whether or not tokens can tell them.
     """
 
     input_ids: list[int]
     labels: int | list[int]
     offsets: tuple[tuple[int, int], ...] = ()
+    spans: tuple[Span, ...] = ()
 
 
 def encode(
@@ -80,14 +83,16 @@ def encode(
             end-of-text token, or cannot tell where in the text a token is.
     """
     writer = _PromptWriter(tokenizer, template, continued=task == "generation")
-    prompts = writer.tokens([example.text for example in examples])
+    tokens = writer.located if task == "token-classification" else writer.tokens
+    prompts = tokens([example.text for example in examples])
     answers = _answers(examples, tokenizer, writer.space) if task == "generation" else [[] for _ in examples]
     rows: list[Encoded] = []
     cut = 0
-    for example, prompt, answer in zip(examples, prompts, answers, strict=True):
+    for example, (prompt, offsets), answer in zip(examples, prompts, answers, strict=True):
         room = max(max_length - len(answer), (max_length + 1) // 2)
-        text = example.text if len(prompt) <= room else writer.fit(example.text, room)
-        fitting = prompt if text is example.text else writer.tokens([text])[0]
+        fitting = prompt
+        if len(prompt) > room:
+            fitting, offsets = tokens([writer.fit(example.text, room)])[0]
         if not fitting:
             raise UserError(f"The text {shown(example.text)} has no token in the model's vocabulary. Leave it out.")
         kept = answer[: max_length - len(fitting)]
@@ -95,9 +100,8 @@ def encode(
         if task == "generation":
             rows.append(Encoded(fitting + kept, [IGNORED] * (len(fitting) - 1) + kept + [IGNORED]))
         elif task == "token-classification":
-            offsets = writer.offsets(text)
             tags = [IGNORED] * len(fitting) if example.spans is None else tags_of(example.spans, offsets, labels)
-            rows.append(Encoded(fitting, tags, offsets))
+            rows.append(Encoded(fitting, tags, offsets, example.spans or ()))
         else:
             rows.append(Encoded(fitting, IGNORED if example.label is None else example.label))
     return rows, cut
@@ -109,6 +113,10 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
         if token is not None:
             return int(token)
     return 0
+
+
+Located = tuple[list[int], tuple[tuple[int, int], ...]]
+"""The tokens of a prompt, and which characters of its text each stands for."""
 
 
 class _PromptWriter:
@@ -128,18 +136,28 @@ class _PromptWriter:
         closing = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
         self.closed = continued and closing  # by an end-of-text token of the tokenizer's own
 
-    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of whole prompts."""
+    def tokens(self, texts: Sequence[str]) -> list[Located]:
+        """The tokens of whole prompts; where in the texts they are is not asked."""
         if not texts:
             return []
         ids: list[list[int]] = self.tokenizer([self._write(text) for text in texts], verbose=False)["input_ids"]
-        return [row[:-1] for row in ids] if self.closed else ids
+        return [(row[:-1] if self.closed else row, ()) for row in ids]
+
+    def located(self, texts: Sequence[str]) -> list[Located]:
+        """The tokens of whole prompts, and which characters of its text each stands for."""
+        start = len(self.before)
+        found = []
+        for text, (ids, spans) in zip(texts, self._spans(texts), strict=True):
+            end = start + len(text)
+            inside = [(max(first, start) - start, min(last, end) - start) for first, last in spans]
+            found.append((ids, tuple(trimmed(text, first, last) if first < last else (0, 0) for first, last in inside)))
+        return found
 
     def fit(self, text: str, room: int) -> str:
         """As much of the text's start as leaves at most `room` tokens of its prompt."""
         start = len(self.before)
         while True:
-            ids, spans = self._spans(text)
+            ((ids, spans),) = self._spans([text])
             excess = len(ids) - room
             if excess <= 0:
                 return text
@@ -151,27 +169,25 @@ class _PromptWriter:
                 )
             text = text[: inside[-excess] - start]
 
-    def offsets(self, text: str) -> tuple[tuple[int, int], ...]:
-        """Which characters of the text each token of its prompt stands for; (0, 0): none."""
-        start, end = len(self.before), len(self.before) + len(text)
-        _, spans = self._spans(text)
-        clipped = [(max(first, start) - start, min(last, end) - start) for first, last in spans]
-        return tuple((first, last) if first < last else (0, 0) for first, last in clipped)
-
     def _write(self, text: str) -> str:
         prompt = self.before + text + self.after
         return prompt.rstrip(" ") if self.continued else prompt
 
-    def _spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The tokens of a prompt, and which of its characters each stands for."""
+    def _spans(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """The tokens of prompts, and which of their characters each stands for."""
+        if not texts:
+            return []
         if not self.tokenizer.is_fast:
             raise UserError(
-                f"{type(self.tokenizer).__name__} can't tell where in the text {shown(text)} a token is, so that the "
-                "text can neither be cut nor have spans. Use a model with a fast tokenizer (tokenizer.json)."
+                f"{type(self.tokenizer).__name__} can't tell where in the text {shown(texts[0])} a token is, so "
+                "that it can neither be cut nor have spans. Use a model with a fast tokenizer (tokenizer.json)."
             )
-        found = self.tokenizer(self._write(text), return_offsets_mapping=True, verbose=False)
-        ids, spans = found["input_ids"], found["offset_mapping"]
-        return (ids[:-1], spans[:-1]) if self.closed else (ids, spans)
+        written = [self._write(text) for text in texts]
+        found = self.tokenizer(written, return_offsets_mapping=True, verbose=False)
+        whole = slice(None, -1 if self.closed else None)
+        return [
+            (ids[whole], places[whole]) for ids, places in zip(found["input_ids"], found["offset_mapping"], strict=True)
+        ]
 
 
 def _answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, space: str) -> list[list[int]]:

@@ -21,7 +21,7 @@ from smidgen.process.encoding import Encoded
 from smidgen.process.models import autocast, logits
 from smidgen.process.parallel import in_turns, is_sharded
 from smidgen.process.recipe import Task
-from smidgen.process.spans import runs
+from smidgen.process.spans import Span, spans_of
 from smidgen.prompts import IGNORED
 
 if TYPE_CHECKING:
@@ -70,9 +70,8 @@ def evaluate(
     def score(batch: list[Encoded]) -> list[tuple[float, Any]]:
         inputs = collate(batch, pad_id)
         found = logits(model, inputs, precision)
-        known = inputs["labels"].to(found.device)
-        losses = loss_sum(found, known)
-        answers = found.argmax(-1).masked_fill(known == IGNORED, IGNORED).tolist() if labels else [None] * len(batch)
+        losses = loss_sum(found, inputs["labels"].to(found.device))
+        answers = found.argmax(-1).tolist() if labels else [None] * len(batch)
         return list(zip(losses.tolist(), answers, strict=True))
 
     scored = _in_batches(model, rows, batch_size, score)
@@ -80,10 +79,10 @@ def evaluate(
     tokens = [count_labels(row) for row in rows]
     mean = math.fsum(losses) / max(1, sum(tokens))
     if labels:
-        classes = [row.labels for row in rows if isinstance(row.labels, int)]
-        tags = [row.labels for row in rows if not isinstance(row.labels, int)]
-        scores = _span_scores(answers, tags, labels) if tags else _class_scores(answers, classes, labels)
-        return {"loss": mean, **scores}
+        if classes := [row.labels for row in rows if isinstance(row.labels, int)]:
+            return {"loss": mean, **_class_scores(answers, classes, labels)}
+        found = [spans_of(tags, row.offsets, labels) for tags, row in zip(answers, rows, strict=True)]
+        return {"loss": mean, **_span_scores(found, [row.spans for row in rows], labels)}
     return {
         "loss": mean,
         "perplexity": math.exp(min(mean, LARGEST_EXPONENT)),
@@ -192,21 +191,15 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _span_scores(found: Sequence[Sequence[int]], known: Sequence[Sequence[int]], labels: Sequence[str]) -> Scores:
-    """Scores of spans.
-
-    Args:
-        found: the tags of each row; IGNORED for a token of no text.
-        known: those that are right.
-        labels: of the spans.
-    """
+def _span_scores(found: Sequence[Sequence[Span]], known: Sequence[Sequence[Span]], labels: Sequence[str]) -> Scores:
+    """Scores of the spans found in each row against the true ones."""
+    number = {label: index for index, label in enumerate(labels)}
     counts = np.zeros((len(labels), 3), dtype=int)  # of each label: right spans, found ones, true ones
     row_hits, row_spans = [], []
-    for tags, right in zip(found, known, strict=True):
-        given, true = set(runs(tags)), set(runs(right))
+    for given, true in zip(map(set, found), map(set, known), strict=True):
         for column, spans in enumerate((given & true, given, true)):
             for span in spans:
-                counts[span.label, column] += 1
+                counts[number[span.label], column] += 1
         row_hits.append(len(given & true))
         row_spans.append(len(given) + len(true))
     per_class = [

@@ -26,7 +26,7 @@ from smidgen.process.parallel import this_process
 from smidgen.process.plan import Plan, make_plan
 from smidgen.process.recipe import Precision, Recipe, load_recipe
 from smidgen.process.room import Room
-from smidgen.process.spans import labels_of, runs
+from smidgen.process.spans import labels_of, spans_of
 from smidgen.process.technique import TechniqueSpec
 
 if TYPE_CHECKING:
@@ -71,22 +71,24 @@ class Job:
     def notes(self) -> list[str]:
         """What a user should know about the data, in sentences."""
         shortened = [
-            note
-            for split, (rows, cut) in self._encoded.items()
-            for note in self._row_notes(getattr(self.data, split), rows, cut, f"data.{split}")
+            note for split, (rows, cut) in self._encoded.items() for note in self._row_notes(rows, cut, f"data.{split}")
         ]
         return [*self.data.notes, *shortened]
 
-    def _row_notes(self, examples: Sequence[Example], rows: Sequence[Encoded], cut: int, source: str) -> Iterator[str]:
+    def _row_notes(self, rows: Sequence[Encoded], cut: int, source: str) -> Iterator[str]:
         """What became of the rows of a source as they were encoded, in sentences."""
         if cut:
             yield f"{cut} of {len(rows)} texts of {source} are longer than {self.room.row} tokens; their ends are cut."
-        spans = sum(len(example.spans or ()) for example in examples)
-        kept = sum(len(runs(row.labels)) for row in rows if not isinstance(row.labels, int)) if spans else 0
-        if kept < spans:
+        spans = sum(len(row.spans) for row in rows)
+        missed = sum(
+            len(set(row.spans) - set(spans_of(row.labels, row.offsets, self.labels)))
+            for row in rows
+            if not isinstance(row.labels, int) and row.spans
+        )
+        if missed:
             yield (
-                f"{spans - kept} of {spans} spans of {source} have no token of their own: they were cut off, or share "
-                "one with the span before. They are neither learned nor scored."
+                f"{missed} of {spans} spans of {source} were cut off, or begin or end inside a token, so that they "
+                "can't be found: they count as missed."
             )
 
     @functools.cached_property
@@ -184,7 +186,7 @@ class Job:
         else:
             examples, notes = read_examples(source, self.recipe.data, self.recipe.task, self.labels)
         rows, cut = self.encode(examples)
-        for note in (*notes, *self._row_notes(examples, rows, cut, source or "data.test")):
+        for note in (*notes, *self._row_notes(rows, cut, source or "data.test")):
             tell(note)
         scores = self.score(rows)
         if self.recipe.task == "generation":

@@ -11,11 +11,10 @@ import torch
 
 from smidgen.process.batches import collate
 from smidgen.process.data import Example
-from smidgen.process.encoding import Encoded, pad_id
+from smidgen.process.encoding import pad_id
 from smidgen.process.models import logits
 from smidgen.process.spans import spans_of
 from smidgen.process.tables import BadRow, stream_table
-from smidgen.prompts import IGNORED
 
 if TYPE_CHECKING:
     from smidgen.process.job import Job
@@ -87,15 +86,12 @@ def _answer(job: Job, known: list[str]) -> tuple[list[dict[str, Any]], int]:
         best = logits(job.model, collate(rows, pad), precision).float().softmax(-1).max(-1)
     if job.recipe.task == "token-classification":
         tags = best.indices.tolist()
-        return [{"spans": _spans(job, *of_row)} for of_row in zip(known, rows, tags, strict=True)], cut
+        found = [spans_of(own, row.offsets, job.labels) for own, row in zip(tags, rows, strict=True)]
+        return [
+            {"spans": [{**span._asdict(), "text": text[span.start : span.end]} for span in spans]}
+            for text, spans in zip(known, found, strict=True)
+        ], cut
     return [
         {"label": job.labels[index], "score": round(score, 6)}
         for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ], cut
-
-
-def _spans(job: Job, text: str, row: Encoded, tags: list[int]) -> list[dict[str, Any]]:
-    """The spans that a text's tags stand for; tokens of no text have no part in them."""
-    own = [tag if start < end else IGNORED for tag, (start, end) in zip(tags, row.offsets, strict=False)]
-    spans = spans_of(own, row.offsets, text, job.labels)
-    return [{**span._asdict(), "text": text[span.start : span.end]} for span in spans]

@@ -37,13 +37,16 @@ def read_spans(value: object, text: str) -> tuple[Span, ...]:
         value: a list of {"start": 4, "end": 9, "label": "city"}, or such a list as JSON text; other keys do not count.
         text: the row's.
 
+    Returns:
+        The spans, without white space at their ends.
+
     Raises:
         ValueError: it is no such list, or a span lies outside the text, holds none of it, or overlaps with another.
     """
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
     if not isinstance(value, list):
         raise ValueError('spans is not a list such as [{"start": 0, "end": 4, "label": "city"}]')
@@ -58,12 +61,21 @@ def _span(entry: object, text: str) -> Span:
     fields = entry if isinstance(entry, dict) else {}
     start, end, label = (fields.get(name) for name in Span._fields)
     if type(start) is not int or type(end) is not int or not isinstance(label, str) or not label.strip():
-        raise ValueError(f"{json.dumps(entry, ensure_ascii=False)} has no whole start and end and a label")
+        raise ValueError(f"{entry!r} has no whole start and end and a label")
     if not 0 <= start < end <= len(text):
         raise ValueError(f"a span from {start} to {end} does not lie in a text of {len(text)} characters")
     if not text[start:end].strip():
         raise ValueError(f"the span from {start} to {end} holds white space alone")
-    return Span(start, end, label.strip())
+    if label != label.encode("utf-8", "ignore").decode():  # half a surrogate pair
+        raise ValueError("broken UTF-8 in a label")
+    return Span(*trimmed(text, start, end), label.strip())
+
+
+def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """A part of a text without the white space at its ends; of white space alone, nothing: (n, n)."""
+    held = text[start:end]
+    start += len(held) - len(held.lstrip())
+    return start, start + len(held.strip())
 
 
 def tag_names(labels: Sequence[str]) -> tuple[str, ...]:
@@ -123,22 +135,16 @@ def runs(tags: Sequence[int]) -> list[Run]:
     return found
 
 
-def spans_of(
-    tags: Sequence[int], offsets: Sequence[tuple[int, int]], text: str, labels: Sequence[str]
-) -> tuple[Span, ...]:
-    """The spans that tags stand for, in characters, without white space at their ends.
+def spans_of(tags: Sequence[int], offsets: Sequence[tuple[int, int]], labels: Sequence[str]) -> tuple[Span, ...]:
+    """The spans that tags stand for, in characters.
 
     Args:
-        tags: of the text's tokens.
-        offsets: which characters of it each stands for.
-        text: the text.
+        tags: of a row's tokens; more, in the padding, do not count.
+        offsets: which characters of the text each token stands for; none, (n, n): its tag does not count.
         labels: the names of the labels.
     """
-    spans = []
-    for run in runs(tags):
-        start, end = offsets[run.first][0], offsets[run.last][1]
-        held = text[start:end]
-        start, end = start + len(held) - len(held.lstrip()), end - len(held) + len(held.rstrip())
-        if start < end:  # a token may be white space alone
-            spans.append(Span(start, end, labels[run.label]))
-    return tuple(spans)
+    of_text = [(tag, place) for tag, place in zip(tags, offsets, strict=False) if place[0] < place[1]]
+    return tuple(
+        Span(of_text[run.first][1][0], of_text[run.last][1][1], labels[run.label])
+        for run in runs([tag for tag, _ in of_text])
+    )

@@ -60,11 +60,13 @@ def _means(scores: Ratios, seed: int) -> Scores:
     means = np.empty(DRAWS)
     for draw in range(DRAWS):
         counts = np.bincount(random.integers(rows, size=rows), minlength=rows)
-        ratios = scores.parts @ counts / np.maximum(scores.wholes @ counts, 1e-9)
-        means[draw] = (ratios if seeds == 1 else ratios[random.integers(seeds, size=seeds)]).mean()
+        chosen = slice(None) if seeds == 1 else random.integers(seeds, size=seeds)
+        parts, wholes = (scores.parts @ counts)[chosen], (scores.wholes @ counts)[chosen]
+        means[draw] = np.mean(parts / wholes) if wholes.all() else np.nan  # rows of which none counts have no score
     return means
 
 
 def _ends(means: Scores) -> tuple[float, float]:
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    scored = means[~np.isnan(means)]
+    low, high = np.quantile(scored, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(scored) else (0.0, 0.0)
     return float(low), float(high)

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,16 +28,19 @@ ROWS_NAMED = 5
 Found = Iterator[tuple[int, Sequence[object] | str]]
 """A row's number and its raw values in the order of the wanted columns, or what is wrong with it."""
 
+Convert = Callable[[Sequence[object]], tuple[Any, ...]]
+"""Makes a row of the raw values of the wanted columns."""
+
 
 class Table(NamedTuple):
     """The usable rows of one source.
 
     Attributes:
-        rows: one text for each wanted column.
+        rows: one text for each wanted column, unless they were converted.
         notes: what a user should know about the rows that are not there.
     """
 
-    rows: list[tuple[str, ...]]
+    rows: list[tuple[Any, ...]]
     notes: tuple[str, ...]
 
 
@@ -64,8 +67,7 @@ def read_table(
     *,
     field: str,
     skip_bad: bool = False,
-    lists: Collection[str] = (),
-    check: Callable[[tuple[str, ...]], object] = lambda row: None,
+    convert: Convert | None = None,
 ) -> Table:
     """Reads the wanted columns of a source as text.
 
@@ -79,17 +81,16 @@ def read_table(
         columns: the names of the wanted columns.
         field: the recipe's field that names the source, for messages; its last word is the hub's split by default.
         skip_bad: whether bad rows are left out and noted.
-        lists: the columns that may hold lists, which become JSON text.
-        check: called with each row; a ValueError says why the row is bad.
+        convert: makes a row of its raw values, and says by a ValueError why it is bad; default: each value as text.
 
     Raises:
         UserError: there is no such source, it is empty or can't be read, a column is not there, or rows are bad.
     """
     name = f"{field}={source!r}"
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     bad: dict[str, list[int]] = defaultdict(list)
     unit = ""
-    for row in stream_table(source, columns, field=field, lists=lists, check=check):
+    for row in stream_table(source, columns, field=field, convert=convert):
         if isinstance(row, BadRow):
             unit = row.unit
             bad[row.problem].append(row.number)
@@ -114,9 +115,8 @@ def stream_table(
     columns: Sequence[str],
     *,
     field: str,
-    lists: Collection[str] = (),
-    check: Callable[[tuple[str, ...]], object] = lambda row: None,
-) -> Iterator[tuple[str, ...] | BadRow]:
+    convert: Convert | None = None,
+) -> Iterator[tuple[Any, ...] | BadRow]:
     """Reads what `read_table` does one row after the other, bad ones as what is wrong with them.
 
     CSV and JSON lines are never in memory as a whole.
@@ -125,16 +125,17 @@ def stream_table(
         UserError: there is no such source, it can't be read, or a column is not there.
     """
     name = f"{field}={source!r}"
+    convert = convert or (lambda values: tuple(map(as_text, values, columns)))
     try:
         unit, found = _open(source, tuple(columns), name, field)
         for number, values in found:
+            if isinstance(values, str):
+                yield BadRow(unit, number, values)
+                continue
             try:
-                row = _texts(values, columns, lists)
-                check(row)
+                yield convert(values)
             except ValueError as error:
                 yield BadRow(unit, number, str(error))
-            else:
-                yield row
     except OSError as error:
         raise UserError(f"{name} can't be read: {error}.") from error
 
@@ -165,17 +166,8 @@ def _check_file(path: Path, name: str) -> None:
         raise UserError(f"{name} is empty.")
 
 
-def _texts(values: Sequence[object] | str, columns: Sequence[str], lists: Collection[str]) -> tuple[str, ...]:
-    """A row as text; a ValueError says why it is bad."""
-    if isinstance(values, str):
-        raise ValueError(values)
-    return tuple(
-        json.dumps(value) if column in lists and isinstance(value, list) else _text(value, column)
-        for value, column in zip(values, columns, strict=True)
-    )
-
-
-def _text(value: object, column: str) -> str:
+def as_text(value: object, column: str) -> str:
+    """A value of a column as text; a ValueError says why it is none."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
     if isinstance(value, float) and value.is_integer():
