@@ -1,6 +1,6 @@
 """A hard prompt against hand-written ones of the same length: SmolLM2 says whether a tweet is positive or negative.
 
-    python benchmarks/hard_prompt.py benchmarks/results/hard-prompt.json [--steps 200]
+    python benchmarks/hard_prompt.py benchmarks/results/hard-prompt.json [--steps 100]
 
 The model reads PROMPT, the tweet, and "Sentiment:", and its answer is the likelier of " positive" and " negative". The
 learned prompt starts from the hand-written one that is best on the validation rows, with as many tokens; of all the
@@ -42,13 +42,13 @@ LENGTH = 48
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=0.01)
-    parser.add_argument("--every", type=int, default=20, help="steps between two looks at the validation rows")
-    parser.add_argument("--validation", type=int, default=200, help="validation rows")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=24)
+    parser.add_argument("--learning-rate", type=float, default=0.008)
+    parser.add_argument("--every", type=int, default=10, help="steps between two looks at the validation rows")
+    parser.add_argument("--validation", type=int, default=343, help="validation rows")
     chosen = parser.parse_args()
-    data = load_data(DataConfig(train="embedded:tweets"), "classification")
+    data = load_data(DataConfig(train="embedded:tweets", test_share=0.3), "classification")
     model, tokenizer = load_model("embedded:smollm2", "generation", (), seed=0, precision="fp32")
     model.eval()
     task = Task(model, tokenizer, data)

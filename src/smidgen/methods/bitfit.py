@@ -33,7 +33,7 @@ class BitFit(Method):
     name = "bitfit"
     title = "BitFit"
     paper = "arXiv:2106.10199"
-    learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 1e-3}
+    learning_rates: ClassVar = {"encoder": 3e-3, "decoder": 1e-3}
 
     layers: str = "all"
 

@@ -36,7 +36,7 @@ class LoReFT(Method):
     title = "LoReFT"
     paper = "arXiv:2404.03592"
     targets = "blocks"
-    learning_rates: ClassVar = {"encoder": 6e-4, "decoder": 9e-4}
+    learning_rates: ClassVar = {"encoder": 1.8e-3, "decoder": 9e-4}
 
     rank: int = 4
     layers: str = "all"

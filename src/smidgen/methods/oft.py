@@ -41,7 +41,7 @@ class OFT(Method):
     name = "oft"
     title = "OFT"
     paper = "arXiv:2306.07280"
-    learning_rates: ClassVar = {"encoder": 5e-4, "decoder": 2e-4}
+    learning_rates: ClassVar = {"encoder": 1.5e-3, "decoder": 2e-4}
 
     block_size: int = 32
     terms: int | None = None
