@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from smidgen import LoRA, Pfeiffer, PrefixTuning, PromptTuning, attach, rows, stack
+from smidgen import AdapterDrop, LoRA, Pfeiffer, PrefixTuning, PromptTuning, attach, rows, stack
 from tests.conftest import build, make_batch
 from tests.methods.test_contract import disturb, logits
 
@@ -72,6 +72,23 @@ def test_the_last_one_trains_and_the_others_are_frozen() -> None:
     task.activate()
     assert not language.active
     assert [p.requires_grad for p in task.parameters()] == [p is not kept for p in task.parameters()]
+
+
+def test_a_frozen_one_computes_as_it_is_served_while_another_trains() -> None:
+    model, batch = build("llama"), make_batch("llama")
+    below = attach(model, AdapterDrop(drop=1), name="below")  # leaves out 0 or 1 while it trains
+    disturb(below)
+    attach(model, LoRA(rank=2, dropout=0.5), name="above")
+    stack(model, ["below", "above"])
+    model.train()
+    assert not any(delta.training for delta in below.deltas[0])
+    below.activate()
+    model.eval()
+    served = logits(model, batch)
+    model.train()
+    assert not torch.equal(logits(model, batch), served)  # it trains again, with all bottlenecks at its first step
+    stack(model, ["below", "above"])  # LoRA starts at zero
+    assert torch.equal(logits(model, batch), served)
 
 
 def test_the_head_is_the_last_one_s() -> None:

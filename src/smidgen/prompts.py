@@ -15,42 +15,35 @@ the paper and in peft.
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from smidgen.attention import install
 from smidgen.delta import Delta
+from smidgen.generating import Generate
 from smidgen.hooks import active_deltas
 from smidgen.layers import counts_columns, position_offset, positions, positions_follow_mask, text_reader
+from smidgen.placeholders import (
+    IGNORED,
+    Counts,
+    check_padding,
+    counted,
+    cut,
+    insert,
+    insert_mask,
+    placeholder,
+    served_rows,
+)
 from smidgen.threads import PerThread
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel
-
-IGNORED = -100
-"""The label that no loss counts."""
+    from transformers import PreTrainedModel
 
 _ALONG_THE_TEXT = {"logits": 3, "start_logits": 2, "end_logits": 2, "last_hidden_state": 3, "hidden_states": 3}
 """Outputs with a column for each token, and their dimensions: logits of classes have two."""
-
-
-class Counts(NamedTuple):
-    """How many virtual tokens the rows of a batch have.
-
-    Attributes:
-        each: of each row, (batch,).
-        most: of the row that has the most of them.
-        uneven: whether rows may differ, since some are served by other adapters.
-    """
-
-    each: Tensor
-    most: int
-    uneven: bool
 
 
 class VirtualTokens:
@@ -98,7 +91,7 @@ class VirtualTokens:
 
     def counts(self, ids: Tensor) -> Counts:
         """How many placeholders the active prompts need in the rows of `ids`."""
-        return _count(self.prompts(), ids)
+        return counted(self.prompts(), ids)
 
     def start(self) -> int:
         """The column of the first placeholder.
@@ -129,7 +122,7 @@ class VirtualTokens:
         ids, cache = inputs.get("input_ids"), inputs.get("past_key_values")
         if ids is None:
             raise ValueError("A prompt or prefix needs input_ids; inputs_embeds do not say where the text starts.")
-        counts, occupied = self.counts(ids), _count(prefixes, ids)
+        counts, occupied = self.counts(ids), counted(prefixes, ids)
         count, taken = counts.most, occupied.most if shifts else 0
         if count and inputs.get("return_dict") is False:
             raise ValueError("A prompt needs return_dict=True: a tuple does not say which outputs to cut to the text.")
@@ -179,7 +172,7 @@ class VirtualTokens:
                 raise ValueError(
                     "A prompt needs an attention_mask of shape (batch, length), got one that is already expanded."
                 )
-            _check_padding(mask, start)
+            check_padding(mask, start)
             inputs["attention_mask"] = insert_mask(mask, start, counts)
         if inputs.get("position_ids") is not None:
             positions, own = inputs["position_ids"], counts.each[:, None]
@@ -258,7 +251,7 @@ class VirtualTokens:
         column = counts.most - counts.each
         for delta in self.prompts():
             learned = delta(layer).to(output.dtype)
-            index = _index(delta, output).to(output.device)
+            index = served_rows(delta, output).to(output.device)
             columns = column[index][:, None] + torch.arange(len(learned), device=output.device)
             rows = rows.index_put((index[:, None], columns), learned.expand(len(index), -1, -1))
             column[index] += len(learned)
@@ -281,111 +274,6 @@ class VirtualTokens:
         return output
 
 
-class Generate:
-    """Stands in for `model.generate`: inserts the placeholders before it and takes them out of its result."""
-
-    def __init__(self, model: PreTrainedModel, tokens: VirtualTokens) -> None:
-        self.model = model
-        self.tokens = tokens
-
-    def __call__(
-        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
-    ) -> Any:
-        """As `model.generate`, with ids in `inputs` or `input_ids`; gives the text's ids and the new ones."""
-        if generation_config is not None:
-            kwargs["generation_config"] = generation_config
-        generate: Any = type(self.model).generate  # type: ignore[attr-defined]
-        if not self.tokens.prompts():
-            return generate(self.model, inputs, **kwargs)
-        ids = kwargs.pop("input_ids", inputs)
-        if ids is None or "inputs_embeds" in kwargs:
-            raise ValueError(
-                "A prompt needs input_ids to generate from; inputs_embeds do not say where the text starts."
-            )
-        counts, start = self.tokens.counts(ids), self.tokens.start()
-        count = counts.most
-        columns = slice(start, start + count)
-        mask = kwargs.pop("attention_mask", None)
-        if mask is None:
-            mask = _guessed_mask(self.model, ids, kwargs)
-        _check_padding(mask, start)
-        kwargs["attention_mask"] = insert_mask(mask, start, counts)
-        if kwargs.get("token_type_ids") is not None:
-            kwargs["token_type_ids"] = insert(kwargs["token_type_ids"], start, count, 0)
-        _check_readable(self.model, kwargs)
-        self._lengthen(kwargs, count)
-        self.tokens.generating.set(True)
-        try:
-            # the text's own last token, so that a repetition penalty sees no token that the text does not have
-            result = generate(self.model, insert(ids, start, count, ids[:, -1:]), **kwargs)
-        finally:
-            self.tokens.generating.reset()
-        if isinstance(result, Tensor):
-            return cut(result, columns)
-        result.sequences = cut(result.sequences, columns)
-        return result
-
-    def _lengthen(self, kwargs: dict[str, Any], count: int) -> None:
-        """Raise the limits that count the prompt, wherever they are set, by the placeholders."""
-        given = kwargs.get("generation_config")
-        if given is not None:
-            kwargs["generation_config"] = given = copy.deepcopy(given)
-        for name, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-            own = getattr(given or self.model.generation_config, name, None)
-            if kwargs.get(name) is not None:
-                kwargs[name] += count
-            elif own and given is not None:
-                setattr(given, name, own + count)
-            elif own and kwargs.get(instead) is None:
-                kwargs[name] = own + count
-
-
-def insert(rows: Tensor, start: int, count: int, value: int | Tensor) -> Tensor:
-    """(batch, length) with `count` columns of `value`, one or (batch, 1), at `start`: (batch, length + count)."""
-    columns = rows.new_empty(rows.shape[0], count)
-    columns[:] = value
-    return torch.cat([rows[:, :start], columns, rows[:, start:]], dim=1)
-
-
-def insert_mask(mask: Tensor, start: int, counts: Counts) -> Tensor:
-    """A mask (batch, length) with columns at `start`, of which each row sees as many of the last as it has tokens."""
-    columns = torch.arange(counts.most, device=mask.device) >= counts.most - counts.each[:, None]
-    return torch.cat([mask[:, :start], columns.to(mask.dtype), mask[:, start:]], dim=1)
-
-
-def _index(delta: Delta, rows: Tensor) -> Tensor:
-    """The numbers of the rows that the delta serves."""
-    if delta.route is None:
-        return torch.arange(rows.shape[0])
-    return delta.route.index(rows.shape[0], torch.device("cpu"))
-
-
-def _count(deltas: Sequence[Delta], rows: Tensor) -> Counts:
-    """How many virtual tokens the deltas have in the rows of a batch."""
-    whole = sum(delta.virtual_tokens for delta in deltas)
-    if all(delta.route is None for delta in deltas):  # no look at a tensor, so that torch.compile needs no break
-        return Counts(torch.full((rows.shape[0],), whole, device=rows.device), whole, uneven=False)
-    total = torch.zeros(rows.shape[0], dtype=torch.long)
-    for delta in deltas:
-        total[_index(delta, rows)] += delta.virtual_tokens
-    most = int(total.max())
-    return Counts(total.to(rows.device), most, uneven=bool((total < most).any()))
-
-
-def cut(rows: Tensor, columns: slice) -> Tensor:
-    """(batch, length, ...) without `columns`."""
-    return torch.cat([rows[:, : columns.start], rows[:, columns.stop :]], dim=1)
-
-
-def placeholder(model: PreTrainedModel) -> int:
-    """An id that no model treats specially: neither padding nor an end of text."""
-    special: set[int | None] = set()
-    for name in ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id"):
-        value = getattr(model.config, name, None)
-        special.update(value if isinstance(value, list) else [value])
-    return next(token for token in range(len(special) + 1) if token not in special)
-
-
 def _own_positions(model: PreTrainedModel, ids: Tensor, mask: Tensor | None, cached: int) -> Tensor:
     """The positions that the model would give `ids` (batch, length) by itself.
 
@@ -398,39 +286,3 @@ def _own_positions(model: PreTrainedModel, ids: Tensor, mask: Tensor | None, cac
         real = (ids != offset - 1).int()  # the padding's id
         return ((real.cumsum(1) + cached) * real).long() + offset - 1
     return torch.arange(cached, cached + ids.shape[1], device=ids.device)[None].expand(ids.shape[0], -1)
-
-
-def _check_padding(mask: Tensor, start: int) -> None:
-    """Raise a ValueError if a prompt after the first token would come after a row's padding, (batch, length)."""
-    wrong = "A prompt after the first token needs texts that are padded on the right."
-    if start and torch.compiler.is_compiling():
-        torch._assert_async(mask[:, 0].all(), wrong)
-    elif start and not bool(mask[:, 0].all()):
-        raise ValueError(wrong)
-
-
-def _setting(model: PreTrainedModel, kwargs: dict[str, Any], name: str) -> Any:
-    """A setting of `generate` from the most specific place: its argument, its configuration, the model's own."""
-    given = kwargs.get("generation_config")
-    for value in (kwargs.get(name), getattr(given, name, None), getattr(model.generation_config, name, None)):
-        if value is not None:
-            return value
-    return None
-
-
-def _check_readable(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
-    """Raise a ValueError for what would read the placeholders as if they were text."""
-    readers = ("streamer", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "no_repeat_ngram_size")
-    for name in readers:
-        if _setting(model, kwargs, name):
-            raise ValueError(
-                f"{name} would read a prompt's placeholders as if they were text. Generate without it; prefix tuning "
-                "has no placeholders and takes it."
-            )
-
-
-def _guessed_mask(model: PreTrainedModel, ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
-    """The mask that `generate` would make from `ids` alone: padding hidden, unless it doubles as the end of text."""
-    pad, eos = (_setting(model, kwargs, name) for name in ("pad_token_id", "eos_token_id"))
-    ends = eos if isinstance(eos, list) else [eos]
-    return torch.ones_like(ids) if pad is None or pad in ends else (ids != pad).long()

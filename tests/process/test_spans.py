@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smidgen.errors import UserError
+from smidgen.placeholders import IGNORED
 from smidgen.process.data import Example, load_data, read_examples
 from smidgen.process.encoding import encode
 from smidgen.process.recipe import DataConfig
 from smidgen.process.spans import Run, Span, labels_of, read_spans, runs, spans_of, tag_names, tags_of
-from smidgen.prompts import IGNORED
 from tests.process.test_encoding import BYTE, WORD, WORDS
 
 LABELS = ["city", "time", "B-side"]

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smidgen.placeholders import IGNORED
 from smidgen.process.encoding import Encoded
-from smidgen.prompts import IGNORED
 
 LARGEST_WINDOW = 50
 """Batches that are sorted by length together; more would leave less to chance."""

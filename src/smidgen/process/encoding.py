@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smidgen.errors import UserError
+from smidgen.placeholders import IGNORED
 from smidgen.process.problems import shown
 from smidgen.process.recipe import Task
 from smidgen.process.spans import Span, tags_of, trimmed
-from smidgen.prompts import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

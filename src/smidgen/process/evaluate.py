@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from smidgen.placeholders import IGNORED
 from smidgen.process.batches import by_length, collate
 from smidgen.process.encoding import Encoded
 from smidgen.process.models import autocast, logits
 from smidgen.process.parallel import in_turns, is_sharded
 from smidgen.process.recipe import Task
 from smidgen.process.spans import Span, spans_of
-from smidgen.prompts import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from smidgen.prompts import IGNORED
+from smidgen.placeholders import IGNORED
 
 
 class Span(NamedTuple):
