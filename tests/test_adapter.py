@@ -26,6 +26,8 @@ from smidgen import (
     PrefixTuning,
     PromptTuning,
     attach,
+    load,
+    rows,
 )
 from smidgen.own import head_names
 from tests.conftest import LABELS, build, make_batch
@@ -164,7 +166,52 @@ def test_only_the_last_adapter_trains() -> None:
     assert not trained & {id(parameter) for parameter in first.parameters()}
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "-x", "x" * 65, "a/b"])
+NAMES = [
+    "a b",
+    "../x",
+    "-x",
+    "a/b",
+    "v1.2",
+    "v1%2E2",
+    "a:lora",
+    "naïve été",
+    "图",
+    "keys",
+    "training",
+    "100 %",
+    "'\"{}\\",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_may_be_anything_on_one_line(name: str, tmp_path: Path) -> None:
+    model, batch = build("bert"), make_batch("bert")
+    base = logits(model, batch)
+    adapter = attach(model, [LoRA(rank=2), PrefixTuning(length=2)], name=name)
+    attach(model, LoRA(rank=2), name=name[::-1] + "2")
+    adapter.activate()
+    disturb(adapter)
+    expected = logits(model, batch)
+    with rows(model, [name, None, name, name]):
+        mixed = logits(model, batch)
+    torch.testing.assert_close(mixed[1], base[1])
+    torch.testing.assert_close(mixed[0], expected[0])
+    adapter.save(tmp_path / "saved")
+    other = build("bert")
+    assert load(other, tmp_path / "saved").name == name
+    assert torch.equal(logits(other, batch), expected)
+    adapter.detach()
+    assert sum(name.startswith("own:") for name, _ in model.named_children()) == 1
+
+
+def test_names_that_only_a_module_s_name_would_mix_up_are_two() -> None:
+    model = build("bert")
+    for name in ("v1.2", "v1%2E2"):
+        attach(model, LoRA(rank=2), name=name)
+    assert sum(name.startswith("own:") for name, _ in model.named_children()) == 2
+
+
+@pytest.mark.parametrize("name", ["", " ", " a", "a ", "two\nlines", "tab\t", "x" * 65, "half \ud800", "\x00"])
 def test_a_malformed_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="not an adapter's name"):
         attach(build("bert"), LoRA(rank=2), name=name)

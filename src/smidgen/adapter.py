@@ -100,10 +100,14 @@ class Adapter:
 
     @property
     def _own_key(self) -> str:
-        return f"own:{self.name.replace('.', '%2E')}"
+        return f"own:{self._module_name}"
 
     def _key(self, method: Method) -> str:
-        return f"{self.name.replace('.', '%2E')}:{method.name}"  # a module's name has no dots
+        return f"{self._module_name}:{method.name}"
+
+    @property
+    def _module_name(self) -> str:
+        return self.name.replace("%", "%25").replace(".", "%2E")  # a module's name has no dots
 
     def _put(self, method: Method, place: Place, delta: Delta) -> None:
         reads = delta.reads_source and place.source is not None

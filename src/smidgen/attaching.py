@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from torch import nn
 from smidgen import storage, targets
 from smidgen.adapter import Adapter
 from smidgen.delta import Method
-from smidgen.manifest import NAME
+from smidgen.manifest import checked_name
 from smidgen.own import head_names, own_parameters
 from smidgen.stacking import active_adapters, adapters, check_not_routed, set_active
 
@@ -39,7 +38,7 @@ def attach(
     Args:
         model: a transformers model; its own modules, names and classes stay as they are.
         methods: the technique, or several that form one adapter, in the order in which they act.
-        name: the adapter's name; letters, digits, '.', '_' and '-'.
+        name: the adapter's name: anything that can be read on one line.
         also_train: patterns of the model's own parameters to train as well, such as "LayerNorm.*" or "embeddings.*".
         tokenizer: needed only by techniques that start from a text.
 
@@ -140,10 +139,5 @@ def own_names(model: PreTrainedModel, methods: Sequence[Method], also_train: str
 
 def check_name(model: nn.Module, name: str) -> None:
     """Raise a ValueError unless a new adapter can have this name."""
-    if not re.fullmatch(NAME, name):
-        raise ValueError(
-            f"name={name!r} is not an adapter's name: 1 to 64 letters, digits, '.', '_' or '-', the "
-            "first a letter or digit."
-        )
-    if name in adapters(model):
+    if checked_name(name) in adapters(model):
         raise ValueError(f"The model has an adapter {name!r} already. Choose another name, or detach that one first.")

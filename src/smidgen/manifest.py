@@ -17,9 +17,24 @@ from smidgen.errors import UserError
 FORMAT: Final = 1
 FILE = "adapter.json"
 TENSORS: Final = "adapter.safetensors"
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+LONGEST_NAME = 64
 
-Name = Annotated[StrictStr, Field(pattern=f"^{NAME}$")]
+
+def checked_name(name: str) -> str:
+    """An adapter's name as it is: anything that can be read on one line; it is never a part of a path.
+
+    Raises:
+        ValueError: it is no such name.
+    """
+    if not (0 < len(name) <= LONGEST_NAME and name.isprintable() and name == name.strip()):
+        raise ValueError(
+            f"name={name!r} is not an adapter's name: 1 to {LONGEST_NAME} characters that can be read on one line, "
+            "with no space at either end."
+        )
+    return name
+
+
+Name = Annotated[StrictStr, AfterValidator(checked_name)]
 Digest = Annotated[StrictStr, Field(pattern="^[0-9a-f]{64}$")]
 
 
