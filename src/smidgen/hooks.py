@@ -20,6 +20,10 @@ class Deltas(nn.Module):
     handle: RemovableHandle | None = None
     input_handle: RemovableHandle | None = None
 
+    def active(self) -> list[Delta]:
+        """Those that act now: asked at every call of the layer, so that a hundred idle ones must cost next to nothing."""
+        return [delta for delta in self._modules.values() if delta.active]  # type: ignore[union-attr,misc]
+
 
 class Tap:
     """Remembers what went into an earlier layer of a sublayer, for a delta at its end.
@@ -133,7 +137,7 @@ def active_deltas(layer: nn.Module) -> list[Delta]:
     deltas = getattr(layer, "deltas", None)
     if not isinstance(deltas, Deltas):
         return []
-    active = [delta for delta in deltas.children() if isinstance(delta, Delta) and delta.active]
+    active = deltas.active()
     return sorted(active, key=lambda delta: delta.order) if len(active) > 1 else active
 
 
