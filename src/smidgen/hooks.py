@@ -21,7 +21,7 @@ class Deltas(nn.Module):
     input_handle: RemovableHandle | None = None
 
     def active(self) -> list[Delta]:
-        """Those that act now: asked at every call of the layer, so that a hundred idle ones must cost next to nothing."""
+        """Those that act now: asked at every call of the layer, so a hundred idle ones must cost next to nothing."""
         return [delta for delta in self._modules.values() if delta.active]  # type: ignore[union-attr,misc]
 
 
