@@ -36,7 +36,7 @@ test: export TOKENIZERS_PARALLELISM := false
 test: export HF_HUB_OFFLINE := 1
 test: $(READY)
 	@$(BIN)/python -m smidgen.embedded fetch || echo "Tests on what could not be fetched will be skipped." >&2
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(READY)
 	scripts/check
