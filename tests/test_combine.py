@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from smidgen import (
     METHODS,
     OFT,
+    AdaLoRA,
     Adapter,
     Houlsby,
     LoRA,
@@ -23,12 +24,13 @@ from smidgen import (
     attach,
     combine,
     load,
+    save_peft,
 )
 from smidgen.combining import merged
 from smidgen.layers import weight_matrix
 from smidgen.updates import changes
 from tests.conftest import build, example, make_batch
-from tests.methods.test_contract import logits
+from tests.methods.test_contract import disturb, logits
 
 
 def members(methods: Mapping[str, Method], architecture: str = "llama") -> tuple[PreTrainedModel, dict[str, Adapter]]:
@@ -164,3 +166,32 @@ def test_what_cannot_be_combined_is_refused() -> None:
         combine(model, {"a": 1.0}, name="mix", how="ties", density=0.0)
     with pytest.raises(ValueError, match="has an adapter 'b' already"):
         combine(model, {"a": 1.0}, name="b")
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), "1"])
+def test_a_weight_that_is_no_finite_number_is_refused(weight: object) -> None:
+    model = build("bert")
+    for name in ("a", "b"):
+        attach(model, LoRA(rank=2), name=name)
+    with pytest.raises(ValueError, match="The weight of 'a' must be a finite number"):
+        combine(model, {"a": weight, "b": 1.0}, name="c")  # type: ignore[dict-item]
+
+
+def test_an_adalora_that_left_a_layer_out_is_combined_and_goes_to_peft(tmp_path: Path) -> None:
+    model, batch = build("bert"), make_batch("bert")
+    adapter = attach(model, AdaLoRA(rank=2, start_rank=3), name="a")
+    disturb(adapter)
+    delta = adapter.deltas[0][0]
+    with torch.no_grad():
+        delta.e.zero_()
+        delta.mask.zero_()
+    adapter.save(tmp_path / "a")
+    again = build("bert")
+    loaded = load(again, tmp_path / "a")
+    expected = logits(again, batch)
+    save_peft(loaded, tmp_path / "peft")
+    combine(again, {"a": 1.0}, name="c")
+    torch.testing.assert_close(logits(again, batch), expected)
+    attach(again, LoRA(rank=2), name="b")
+    combine(again, {"a": 1.0, "b": 0.0}, name="d")
+    torch.testing.assert_close(logits(again, batch), expected, atol=1e-5, rtol=1e-5)

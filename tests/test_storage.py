@@ -287,3 +287,17 @@ def test_without_its_head_an_adapter_starts_another_task(tmp_path: Path) -> None
     other(**batch).loss.backward()
     again.check_gradients()
     assert other.classifier.weight.grad is not None
+
+
+def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    adapter = attach(build("bert"), LoRA(rank=2))
+    with torch.no_grad():
+        next(adapter.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match="not finite, so that nothing was written"):
+        adapter.save(tmp_path / "diverged")
+    assert not (tmp_path / "diverged").exists()
+
+
+def test_a_prefix_longer_than_the_model_s_positions_is_refused() -> None:
+    with pytest.raises(ValueError, match="Prefix tuning's length=40 leaves no room for a text.* has 40 positions"):
+        attach(build("bert"), PrefixTuning(length=40))

@@ -7,6 +7,7 @@ is not the sum of the products. Of low-rank updates it is exact, with the sum of
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -65,6 +66,9 @@ def combine(
         ValueError: an adapter is not there, they do not go together, or a value is outside its range.
     """
     members = _members(model, weights)
+    for member, weight in weights.items():
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ValueError(f"The weight of {member!r} must be a finite number, got {weight!r}.")
     check_name(model, name)
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}.")

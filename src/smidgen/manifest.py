@@ -26,7 +26,7 @@ def checked_name(name: str) -> str:
     Raises:
         ValueError: it is no such name.
     """
-    if not (0 < len(name) <= LONGEST_NAME and name.isprintable() and name == name.strip()):
+    if not (isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable() and name == name.strip()):
         raise ValueError(
             f"name={name!r} is not an adapter's name: 1 to {LONGEST_NAME} characters that can be read on one line, "
             "with no space at either end."

@@ -59,6 +59,10 @@ def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Seque
 
     own = [name for name, _ in adapter.named_parameters() if name in adapter.own_names]
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in to_save(adapter).items()}
+    if wrong := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise UserError(
+            f"{wrong[0]} holds numbers that are not finite, so that nothing was written: training diverged."
+        )
     classes = adapter.model.config.num_labels
     if labels is not None and len(labels) != classes:
         raise UserError(f"labels={list(labels)} has {len(labels)} names, and the model's head {classes} classes.")

@@ -25,6 +25,7 @@ CONFIGS: dict[str, Config] = {
         r=4, lora_alpha=6, rank_pattern={"layers.1": 2, "0": 3}, alpha_pattern={str(at["target_modules"][0]): 5}, **at
     ),
     "lora, rank-stabilized": lambda at: peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, **at),
+    "lora, drawn": lambda at: peft.LoraConfig(r=4, init_lora_weights=False, **at),
     "lora, biases": lambda at: peft.LoraConfig(r=4, bias="lora_only", **at),
     "lora, trained tokens": lambda at: peft.LoraConfig(r=4, trainable_token_indices=[7, 9], **at),
     "dora": lambda at: peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, **at),

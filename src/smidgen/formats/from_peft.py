@@ -182,7 +182,7 @@ def _own(source: Source) -> dict[str, Tensor]:
 
 def _lora(source: Source) -> list[Part]:
     start = source.field("init_lora_weights", True)
-    if start not in (True, "gaussian", "orthogonal", "eva"):
+    if start not in (True, False, "gaussian", "orthogonal", "eva"):
         raise ValueError(f"its init_lora_weights={start!r} changed the weights of the base model")
     if source.field("target_parameters"):
         raise ValueError("it adapts parameters that no layer of their own has (target_parameters)")

@@ -196,9 +196,8 @@ class AdaLoRADelta(Delta):
     def low_rank_factors(self) -> tuple[Tensor, Tensor, float]:
         """The triplets that are left; one of zeros where none is, since no rank is 0."""
         left = self.left()
-        left = (
-            left if bool(left.any()) else left.index_fill(0, torch.zeros(1, dtype=torch.long, device=left.device), True)
-        )
+        if not bool(left.any()):
+            return self.q.new_zeros(1, self.q.shape[1]), self.p.new_zeros(self.p.shape[0], 1), self.scale
         return self.q[left], (self.p * self.e)[:, left], self.scale
 
     def pull(self, weight: float) -> None:
