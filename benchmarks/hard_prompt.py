@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from smidgen import HardPrompt, attach
@@ -58,9 +60,7 @@ def main() -> None:
     start = max(looked, key=lambda prompt: looked[prompt])
     learned, history, seconds = task.learn(start, chosen)
     right = {prompt: task.right(prompt, "test") for prompt in (*HAND_WRITTEN, learned)}
-    low, high = difference(
-        *(Ratios(answers[None], torch.ones(1, len(answers)).numpy()) for answers in (right[learned], right[start]))
-    )
+    low, high = difference(*(Ratios(right[prompt][None], np.ones((1, len(data.test)))) for prompt in (learned, start)))
     results = {
         "model": "embedded:smollm2",
         "test_rows": len(data.test),
@@ -110,8 +110,8 @@ class Task:
         found: Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return found[torch.arange(len(rows)), lengths - 1][:, self.answers]
 
-    def right(self, prompt: str, split: str, count: int | None = None) -> Tensor:
-        """Which rows of a split are answered rightly, as float64."""
+    def right(self, prompt: str, split: str, count: int | None = None) -> NDArray[np.float64]:
+        """Which rows of a split are answered rightly: 1 or 0 each."""
         examples = getattr(self.data, split)[:count]
         found = []
         with torch.no_grad():

@@ -13,6 +13,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from smidgen import METHODS, AdapterFusion, Method, Pfeiffer, attach
+from tests import zoo
 
 VOCABULARY = 60
 LABELS = 3
@@ -168,14 +169,18 @@ def _state(name: str) -> dict[str, torch.Tensor]:
 
 
 def build(name: str) -> PreTrainedModel:
-    """A tiny model, the same each time, in evaluation mode."""
+    """A tiny model, of these architectures or the zoo's, the same each time, in evaluation mode."""
+    if name in zoo.ZOO:
+        return zoo.build(name)
     model = ARCHITECTURES[name]()
     model.load_state_dict(_state(name))
     return model.eval()
 
 
 def make_batch(name: str, *, rows: int = 4, length: int = 9, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Ids with padding on the right of the odd rows, their mask, and labels of the model's task."""
+    """Ids with padding on the right of the odd rows, their mask, and labels of the model's task; or the zoo's batch."""
+    if name in zoo.ZOO:
+        return zoo.make_batch(name)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, VOCABULARY, (rows, length), generator=generator)
     mask = torch.ones_like(ids)

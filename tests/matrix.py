@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 import smidgen
 from smidgen import METHODS, Adapter, AdapterFusion, Method, attach, load, parameter_groups, rows, save_peft
-from tests import conftest, zoo
+from tests import conftest
 from tests.methods.test_contract import disturb
 
 Batch = dict[str, torch.Tensor]
@@ -61,14 +61,12 @@ and the tests try each cell again. A cell works or is refused with an error that
 
 def build(kind: str) -> PreTrainedModel:
     """A tiny model of a kind, the same each time."""
-    name, _ = KINDS[kind]
-    return conftest.build(name) if name in conftest.ARCHITECTURES else zoo.build(name)
+    return conftest.build(KINDS[kind][0])
 
 
 def make_batch(kind: str) -> Batch:
     """Four rows for it."""
-    name, _ = KINDS[kind]
-    return conftest.make_batch(name) if name in conftest.ARCHITECTURES else zoo.make_batch(name)
+    return conftest.make_batch(KINDS[kind][0])
 
 
 def method(technique: str, kind: str) -> Method:
@@ -96,9 +94,9 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) 
 def trains(technique: str, kind: str) -> None:
     """Five steps lower the loss and change nothing but the adapter's parameters, which all get a gradient."""
     model, batch = build(kind), make_batch(kind)
-    adapter = attach(model, method(technique, kind))
+    adapter = _attached(model, technique, kind)
     adapter.clock.steps = 5
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    before = _parameters(model)
     optimizer = torch.optim.AdamW(parameter_groups(adapter, 0.01))
     losses = []
     for _ in range(5):
@@ -109,10 +107,7 @@ def trains(technique: str, kind: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-    trained = {id(parameter) for parameter in adapter.parameters()}
-    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    assert changed
-    assert changed <= {name for name, parameter in model.named_parameters() if id(parameter) in trained}
+    _check_changes(model, adapter, before)
     if technique != "hard-prompt":  # its tokens jump
         assert losses[-1] < losses[0]
 
@@ -239,18 +234,16 @@ def peft_reads(technique: str, kind: str) -> None:
     expected = answers(model, batch)
     with tempfile.TemporaryDirectory() as folder:
         save_peft(adapter, Path(folder) / "saved")
-        close(_peft_answers(kind, Path(folder) / "saved", batch), expected)
+        close(answers(_in_peft(kind, Path(folder) / "saved"), batch), expected)
 
 
 def reads_peft(technique: str, kind: str) -> None:
     """A folder that peft has written anew opens here, and answers the same."""
-    import peft
-
     model, batch = build(kind), make_batch(kind)
     adapter = _disturbed(model, technique, kind)
     with tempfile.TemporaryDirectory() as folder:
         save_peft(adapter, Path(folder) / "ours")
-        theirs = peft.PeftModel.from_pretrained(build(kind), Path(folder) / "ours").eval()
+        theirs = _in_peft(kind, Path(folder) / "ours")
         theirs.save_pretrained(str(Path(folder) / "theirs"))
         expected, again = answers(theirs, batch), build(kind)
         load(again, Path(folder) / "theirs")
@@ -262,7 +255,7 @@ def trains_in_trainer(technique: str, kind: str) -> None:
     model, batch = build(kind), make_batch(kind)
     adapter = _attached(model, technique, kind)
     adapter.clock.steps = 2
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    before = _parameters(model)
     data = [{key: value[row] for key, value in batch.items()} for row in range(4)]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -276,6 +269,16 @@ def trains_in_trainer(technique: str, kind: str) -> None:
         )
         optimizer = torch.optim.AdamW(parameter_groups(adapter, 0.01))
         Trainer(model=model, args=arguments, train_dataset=data, optimizers=(optimizer, None)).train()  # type: ignore[arg-type]
+    _check_changes(model, adapter, before)
+
+
+def _parameters(model: PreTrainedModel) -> Batch:
+    """A copy of everything on the model."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def _check_changes(model: PreTrainedModel, adapter: Adapter, before: Batch) -> None:
+    """Something of the adapter changed, and nothing else."""
     trained = {id(parameter) for parameter in adapter.parameters()}
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed
@@ -294,10 +297,11 @@ def _disturbed(model: PreTrainedModel, technique: str, kind: str) -> Adapter:
     return adapter
 
 
-def _peft_answers(kind: str, folder: Path, batch: Batch) -> torch.Tensor:
+def _in_peft(kind: str, folder: Path) -> PreTrainedModel:
+    """The model with the adapter of a folder on it, as peft opens it."""
     import peft
 
-    return answers(peft.PeftModel.from_pretrained(build(kind), folder).eval(), batch)
+    return peft.PeftModel.from_pretrained(build(kind), folder).eval()
 
 
 CLAIMS: dict[str, Callable[[str, str], None]] = {

@@ -25,8 +25,9 @@ from smidgen import (
     save_peft,
 )
 from smidgen.attention import find
+from tests.conftest import build, make_batch
 from tests.methods.test_contract import disturb
-from tests.zoo import SIZES, build, make_batch
+from tests.zoo import SIZES
 
 Batch = dict[str, torch.Tensor]
 
@@ -34,16 +35,6 @@ Batch = dict[str, torch.Tensor]
 @pytest.fixture(params=["t5", "bart"])
 def architecture(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def model(architecture: str) -> PreTrainedModel:
-    return build(architecture)
-
-
-@pytest.fixture
-def batch(architecture: str) -> Batch:
-    return make_batch(architecture)
 
 
 def prompted(model: PreTrainedModel) -> tuple[Adapter, torch.Tensor]:

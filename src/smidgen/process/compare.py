@@ -276,13 +276,12 @@ def _per_row(measured: list[dict[str, Any]]) -> Ratios:
 
 def _relate(comparison: Comparison, measured: Mapping[str, list[Metrics]]) -> None:
     """Set each technique's difference to full fine-tuning, and the advice."""
-    found = {slug: _per_row(metrics) for slug, metrics in measured.items()}
     baseline = comparison["baseline"]
     full = next((row for row in comparison["techniques"] if row["name"] == baseline and row["status"] == "done"), None)
     if full is not None:
         for row in comparison["techniques"]:
             if row["status"] == "done" and row is not full and row["difference"] is None:  # not yet
-                low, high = difference(found[row["name"]], found[baseline])
+                low, high = difference(_per_row(measured[row["name"]]), _per_row(measured[baseline]))
                 row.update(difference=row["score"] - full["score"], difference_low=low, difference_high=high)
     full_twice = {slug for slug, metrics in measured.items() if metrics[0]["technique"] == BASELINE} - {baseline}
     choices = [row for row in comparison["techniques"] if row["name"] not in full_twice]
