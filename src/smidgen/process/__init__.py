@@ -8,6 +8,7 @@
     plan        what would be trained, and what it would cost
     train       one adapter, resumable bit for bit
     run         a job from its first step to its files: run(job) -> metrics
+    onednn      fp32 products by the faster of two libraries, where it is as exact
     evaluate    its scores on a split
     predict     its answers to new rows
     merge       the model with the adapter in its weights

@@ -20,6 +20,7 @@ from smidgen.placeholders import IGNORED
 from smidgen.process.batches import by_length, collate
 from smidgen.process.encoding import Encoded
 from smidgen.process.models import autocast, logits
+from smidgen.process.onednn import exact_onednn
 from smidgen.process.parallel import in_turns, is_sharded
 from smidgen.process.recipe import Task
 from smidgen.process.spans import Span, spans_of
@@ -171,7 +172,7 @@ def _in_batches(
 ) -> list[T]:
     """What `compute` gives for each row, in the rows' order, by a model that learns nothing from it."""
     batches = by_length([len(row.input_ids) for row in rows], batch_size)
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), _evaluating(model), exact_onednn(model.device):
         results = in_turns(len(batches), lambda batch: compute([rows[row] for row in batches[batch]]))
     by_row = {
         row: result

@@ -13,6 +13,7 @@ from smidgen.process.batches import collate
 from smidgen.process.data import Example
 from smidgen.process.encoding import pad_id
 from smidgen.process.models import logits
+from smidgen.process.onednn import exact_onednn
 from smidgen.process.spans import spans_of
 from smidgen.process.tables import BadRow, stream_table
 
@@ -82,7 +83,7 @@ def _answer(job: Job, known: list[str]) -> tuple[list[dict[str, Any]], int]:
         return [{"answer": answer} for answer in answers], cut
     rows, cut = job.encode([Example(text) for text in known])
     pad, precision = pad_id(job.tokenizer), job.recipe.training.precision
-    with torch.no_grad():
+    with torch.no_grad(), exact_onednn(job.model.device):
         best = logits(job.model, collate(rows, pad), precision).float().softmax(-1).max(-1)
     if job.recipe.task == "token-classification":
         tags = best.indices.tolist()

@@ -21,6 +21,7 @@ from smidgen.process.encoding import Encoded
 from smidgen.process.evaluate import METRICS, Scores, count_labels, loss_sum, quality
 from smidgen.process.log import Log
 from smidgen.process.models import gradient_checkpointing, logits
+from smidgen.process.onednn import exact_onednn
 from smidgen.process.optimizer import Rates, make_optimizer, set_rates
 from smidgen.process.recipe import Recipe, Task, TrainingConfig
 from smidgen.process.signals import stoppable
@@ -191,12 +192,13 @@ def backward(
     )
     labels = sum(count_labels(rows[row]) for row in batch)  # of all processes
     total = torch.zeros((), device=process.device)
-    for piece in pieces:
-        inputs = collate([rows[row] for row in piece] or [idle(rows[batch[-1]])], pad_id)
-        found = logits(model, inputs, config.precision)
-        loss = loss_sum(found, inputs["labels"].to(found.device)).sum() / labels
-        loss.backward()
-        total += loss.detach()
+    with exact_onednn(model.device):
+        for piece in pieces:
+            inputs = collate([rows[row] for row in piece] or [idle(rows[batch[-1]])], pad_id)
+            found = logits(model, inputs, config.precision)
+            loss = loss_sum(found, inputs["labels"].to(found.device)).sum() / labels
+            loss.backward()
+            total += loss.detach()
     return float(total)
 
 

@@ -1,0 +1,88 @@
+"""Matrix products in fp32 by oneDNN, on CPUs where it is as exact as PyTorch's own choice.
+
+PyTorch multiplies fp32 matrices by MKL, whose kernels leave half of the vector units of many CPUs idle; oneDNN's do
+not, and made a training step twice as fast where we measured (docs/results.md). PyTorch uses them only if they are
+allowed to round to bfloat16. They do so on CPUs with bfloat16 matrix units (AMX), and stay in fp32 on others: which of
+the two this CPU is, a product shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+LARGEST_ERROR = 5e-6
+"""Of a product's entries, over their typical size: fp32 makes 2e-7 to 6e-7 of it, a rounding to bfloat16 2e-3."""
+
+
+@contextlib.contextmanager
+def exact_onednn(device: torch.device) -> Iterator[None]:
+    """Inside, fp32 products on the CPU are oneDNN's if those are exact on this machine, forward and backward.
+
+    Args:
+        device: where the model is; elsewhere than on a CPU nothing changes.
+    """
+    if device.type != "cpu" or not is_exact():
+        yield
+        return
+    with _allowed("bf16"), _Attention():
+        yield
+
+
+@functools.cache
+def is_exact() -> bool:
+    """Whether oneDNN, allowed to round to bfloat16, does not do so on this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    inputs, weights, gradients = (
+        torch.randn(*size, generator=generator) for size in ((96, 256), (512, 256), (96, 512))
+    )
+    with _allowed("bf16"), torch.no_grad():
+        return all(
+            _error(first, second) < LARGEST_ERROR
+            for first, second in ((inputs, weights.T), (gradients, weights), (gradients.T, inputs))
+        )
+
+
+def _error(first: torch.Tensor, second: torch.Tensor) -> float:
+    exact = first.double() @ second.double()
+    return float(((first @ second).double() - exact).pow(2).mean().sqrt() / exact.pow(2).mean().sqrt())
+
+
+@contextlib.contextmanager
+def _allowed(precision: str) -> Iterator[None]:
+    """Inside, oneDNN may compute fp32 products in this number format; "none": PyTorch does not use it for them."""
+    matmul: Any = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+class _Attention(TorchFunctionMode):
+    """Keeps the fused attention off oneDNN: it multiplies small blocks, each of which oneDNN would prepare for anew."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        with _allowed("none"):
+            output = func(*args, **(kwargs or {}))
+        if output.grad_fn is not None:
+            off = contextlib.ExitStack()
+            output.grad_fn.register_prehook(lambda *_: off.enter_context(_allowed("none")))
+            output.grad_fn.register_hook(lambda *_: off.close())
+        return output
