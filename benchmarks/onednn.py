@@ -1,4 +1,4 @@
-"""A training step with fp32 products by oneDNN, beside PyTorch's own choice: the time, and that loss and gradients agree.
+"""A training step with fp32 products by oneDNN, beside PyTorch's own: the time, and that loss and gradients agree.
 
     OMP_NUM_THREADS=1 python benchmarks/onednn.py benchmarks/results/onednn.json
 
