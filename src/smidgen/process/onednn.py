@@ -58,13 +58,13 @@ def _error(first: torch.Tensor, second: torch.Tensor) -> float:
 @contextlib.contextmanager
 def _allowed(precision: str) -> Iterator[None]:
     """Inside, oneDNN may compute fp32 products in this number format; "none": PyTorch does not use it for them."""
-    matmul: Any = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = precision
+    onednn: Any = torch.backends.mkldnn
+    before = onednn.matmul.fp32_precision
+    onednn.matmul.fp32_precision = precision
     try:
         yield
     finally:
-        matmul.fp32_precision = before
+        onednn.matmul.fp32_precision = before
 
 
 class _Attention(TorchFunctionMode):
