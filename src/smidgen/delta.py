@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from smidgen.layers import add_to_weight
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch.optim import Optimizer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -172,6 +174,10 @@ class Method:
         """Names of the model's own parameters that this technique trains beside its deltas."""
         return []
 
+    def anchored(self, folder: Path) -> Method:
+        """With the paths among its options, if there are any, taken from this folder."""
+        return self
+
     def folded(self, deltas: Sequence[Delta]) -> Method:
         """The method whose deltas hold what `Delta.folded` gives of these."""
         return self
@@ -185,6 +191,10 @@ class Method:
 
     def schedule(self, adapter: Adapter, deltas: Sequence[Delta]) -> None:
         """Put the deltas in their state at `adapter.clock.step`; called when attached and after every step."""
+
+    def is_settled(self, adapter: Adapter, deltas: Sequence[Delta]) -> bool:
+        """Whether a schedule has come to what was asked for, so that the epoch may be the one that is kept."""
+        return True
 
     @property
     def keeps_base(self) -> bool:

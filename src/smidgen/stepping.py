@@ -69,6 +69,13 @@ def schedule(adapter: Adapter) -> None:
         method.schedule(adapter, deltas)
 
 
+def is_settled(adapter: Adapter) -> bool:
+    """Whether the adapter's techniques have come to what was asked for: an epoch before is not the one to keep."""
+    return all(
+        method.is_settled(adapter, deltas) for method, deltas in zip(adapter.methods, adapter.deltas, strict=True)
+    )
+
+
 @contextlib.contextmanager
 def unwatched(adapter: Adapter) -> Iterator[None]:
     """Inside, steps are trials that no schedule hears of."""

@@ -152,6 +152,17 @@ def test_fusion_attends_to_what_each_adapter_adds() -> None:
     assert not any(member.active for member in members)
 
 
+def test_a_fusion_says_whose_it_is_by_names_that_tell_its_members_apart() -> None:
+    def saved(adapters: str) -> str:
+        return AdapterFusion(adapters=adapters).folded([]).adapters
+
+    assert saved("runs/mood/adapter, runs/topic/adapter") == "mood/adapter, topic/adapter"
+    assert saved("/somewhere/mood, /elsewhere/topic") == "mood, topic"
+    assert saved("a, b") == "a, b"
+    with pytest.raises(ValueError, match="hold one of them twice"):
+        AdapterFusion(adapters="a, b, ./a")
+
+
 def test_unipelt_multiplies_each_part_by_its_gate() -> None:
     """Section 3.2, with a gate a token."""
     model = build("bert")

@@ -24,6 +24,7 @@ from smidgen import (
 )
 from smidgen.layers import embedding_rows
 from smidgen.methods.progressive import Depths
+from smidgen.stepping import is_settled
 from tests.conftest import build, make_batch
 
 
@@ -87,6 +88,42 @@ def test_adalora_keeps_the_triplets_whose_weights_matter() -> None:
     optimizer.step()
     assert delta.mask.tolist() == [0.0, 1.0]
     assert delta.e.tolist() == [0.0, 3.0]
+
+
+def test_adalora_s_pull_is_the_gradient_of_the_authors_mean_of_norms_and_no_part_of_the_importances() -> None:
+    torch.manual_seed(0)
+    model = build("bert")
+    adapter = attach(model, AdaLoRA(rank=2, start_rank=3, orthogonality=0.7, beta=0.5))
+    adapter.clock.steps = 10
+    deltas = adapter.deltas[0]
+    model(**make_batch("bert")).loss.backward()
+    task = {name: parameter.grad.clone() for name, parameter in adapter.named_parameters()}
+    parts = [delta.p.T for delta in deltas] + [delta.q for delta in deltas]
+    norms = [torch.linalg.matrix_norm(rows @ rows.T - torch.eye(3)) for rows in parts]
+    (0.7 * torch.stack(norms).mean()).backward()
+    expected = [parameter.grad.clone() for parameter in adapter.parameters()]
+    for name, parameter in adapter.named_parameters():
+        parameter.grad = task[name].clone()
+    sensitivity = (deltas[0].p * deltas[0].p.grad).abs() / 2
+    torch.optim.SGD(adapter.parameters(), lr=0.0).step()
+    torch.testing.assert_close([parameter.grad for parameter in adapter.parameters()], expected)
+    torch.testing.assert_close(deltas[0].p_sensitivity, sensitivity)
+
+
+def test_adalora_is_settled_when_its_budget_has_fallen() -> None:
+    model = build("bert")
+    adapter = attach(model, AdaLoRA(rank=2, start_rank=3, interval=1, warmup=0.2, final=0.3))
+    settled = []
+    adapter.clock.steps = 10
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
+    for _ in range(10):
+        model(**make_batch("bert")).loss.backward()
+        optimizer.step()
+        settled.append(is_settled(adapter))
+        if is_settled(adapter):
+            assert sum(ranks(adapter)) == 2 * 18
+    assert settled == [False] * 6 + [True] * 4
+    assert is_settled(attach(build("bert"), LoRA()))
 
 
 def test_a_schedule_that_does_not_know_its_length_says_so_at_the_first_step() -> None:

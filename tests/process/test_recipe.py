@@ -84,6 +84,14 @@ def test_paths_are_relative_to_the_recipes_folder(tmp_path):
     assert recipe.output == str(tmp_path / "runs" / "recipe")
 
 
+def test_folders_of_adapters_are_relative_to_the_recipes_folder(tmp_path):
+    (tmp_path / "beside").mkdir()
+    fusion = 'technique: {name: adapter-fusion, adapters: "runs/a/adapter, beside, a name"}'
+    recipe = load(tmp_path, f"model: m\ndata: {{train: a.csv}}\n{fusion}")
+    (method,) = recipe.technique.methods()
+    assert method.adapters == f"{tmp_path}/runs/a/adapter, {tmp_path}/beside, a name"
+
+
 @pytest.mark.parametrize("model", ["embedded:minilm", "sentence-transformers/all-MiniLM-L6-v2", "bert-base-uncased"])
 def test_a_model_that_is_no_folder_keeps_its_name(tmp_path, model):
     assert load(tmp_path, f"model: {model}\ndata: {{train: a.csv}}").model == model

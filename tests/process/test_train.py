@@ -172,6 +172,15 @@ def test_the_best_epoch_is_kept(recipe: Path) -> None:
     assert done.score(done.splits["validation"])["accuracy"] == max(scores)
 
 
+def test_an_epoch_before_the_ranks_have_fallen_is_not_kept(recipe: Path) -> None:
+    """At this rate the first epoch is the best, and has more than the rank that was asked for."""
+    technique = "technique={name: adalora, rank: 2, start_rank: 4, interval: 1, learning_rate: 1e-9}"
+    done = job(recipe, technique, "training.epochs=5", "training.head_learning_rate=1e-9", "training.patience=1")
+    metrics = run(done, quiet=True)
+    assert metrics["best_epoch"] == 4  # the first after 0.7 of the steps
+    assert sum(delta.mask.sum() for delta in done.adapter.deltas[0]) == 2 * len(done.adapter.deltas[0])
+
+
 def test_patience_ends_the_run_early(recipe: Path) -> None:
     metrics = run(job(recipe, "training.epochs=50", "training.learning_rate=1e-9", "training.patience=2"), quiet=True)
     assert len(metrics["curve"]) == 3  # the first is the best, and two more did not beat it

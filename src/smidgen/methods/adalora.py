@@ -7,10 +7,11 @@ keeps the most important triplets of all layers together and sets the others' e 
 until the last look (section 3.3); a saved adapter has only those that are left, so that its rank really differs from
 layer to layer. P and Q are pulled towards orthonormality (equation 4).
 
-It hears of every optimizer step by itself; in a loop of your own, set `adapter.clock.steps`. Where we differ: the
-orthogonality's gradient is added when the optimizer steps, once whatever the number of micro-batches, and so after a
-clipping of gradients; the update is scaled by alpha over the target rank; and the schedule's lengths are shares of the
-steps.
+It hears of every optimizer step by itself; in a loop of your own, set `adapter.clock.steps`. The pull is that of the
+authors' code: a mean of norms over all matrices, where equation 4 has a sum of squares. Where we differ from both: its
+gradient is added when the optimizer steps, once whatever the number of micro-batches, and so after a clipping of
+gradients; it has no part in the importances, which are the task's alone; the update is scaled by alpha over the target
+rank; and the schedule's lengths are shares of the steps.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class AdaLoRA(Method):
         start_rank: the rank of every layer at the start.
         alpha: s is alpha / rank.
         beta: smoothing of sensitivity and uncertainty (β1 = β2 in section 3.2).
-        orthogonality: γ, weight of the pull towards orthonormal P and Q (equation 4).
+        orthogonality: γ, weight of the pull towards orthonormal P and Q: of the mean of ‖PᵀP - I‖ and ‖QQᵀ - I‖.
         warmup: share of the steps before the budget falls (t_i in equation 12).
         final: share of the steps at the end, when the budget stays (t_f).
         interval: steps between two looks at the importances (ΔT).
@@ -107,11 +108,12 @@ class AdaLoRA(Method):
 
     @torch.no_grad()
     def before_step(self, adapter: Adapter, deltas: Sequence[Delta], optimizer: Optimizer) -> None:
-        """Add the orthogonality's gradient, and smooth the importances."""
-        for delta in _adalora(deltas):
-            delta.pull(self.orthogonality)
+        """Smooth the importances, then add the orthogonality's gradient."""
+        found = _adalora(deltas)
+        for delta in found:
             if self.ranks is None:
                 delta.score(self.beta)
+            delta.pull(self.orthogonality / (2 * len(found)))
 
     @torch.no_grad()
     def schedule(self, adapter: Adapter, deltas: Sequence[Delta]) -> None:
@@ -120,15 +122,19 @@ class AdaLoRA(Method):
         if self.ranks is not None or clock.step == 0:
             return
         done = clock.share(self.title)
-        is_settled = sum(int(delta.mask.sum()) for delta in found) == self.rank * len(found)
-        is_final, is_look = done >= 1 - self.final, clock.step % self.interval == 0
-        if is_final and not is_settled:
+        is_final, is_look = self.is_settled(adapter, deltas), clock.step % self.interval == 0
+        has_fallen = sum(int(delta.mask.sum()) for delta in found) == self.rank * len(found)
+        if is_final and not has_fallen:
             _prune(found, self.rank * len(found))
         elif is_look and self.warmup <= done and not is_final:
             _prune(found, self.budget(done, len(found)))
         if is_look or is_final:
             for delta in found:
                 delta.e.mul_(delta.mask)
+
+    def is_settled(self, adapter: Adapter, deltas: Sequence[Delta]) -> bool:
+        """Whether the budget has fallen: before, the ranks are more than were asked for."""
+        return self.ranks is not None or adapter.clock.share(self.title) >= 1 - self.final
 
     def budget(self, done: float, layers: int) -> int:
         """How many triplets all layers have after a share of the steps (equation 12)."""
@@ -201,14 +207,13 @@ class AdaLoRADelta(Delta):
         return self.q[left], (self.p * self.e)[:, left], self.scale
 
     def pull(self, weight: float) -> None:
-        """Add the gradient of weight · (‖Pᵀ P - I‖² + ‖Q Qᵀ - I‖²)."""
+        """Add the gradient of weight · (‖Pᵀ P - I‖ + ‖Q Qᵀ - I‖)."""
         identity = torch.eye(len(self.e), device=self.e.device, dtype=self.e.dtype)
-        for parameter, gradient in (
-            (self.p, self.p @ (self.p.T @ self.p - identity)),
-            (self.q, (self.q @ self.q.T - identity) @ self.q),
-        ):
+        for parameter, rows in ((self.p, self.p.T), (self.q, self.q)):
             if parameter.grad is not None:
-                parameter.grad.add_(gradient, alpha=4 * weight)
+                off = rows @ rows.T - identity
+                gradient = 2 * off @ rows / off.norm().clamp_min(torch.finfo(off.dtype).tiny)
+                parameter.grad.add_(gradient if rows is parameter else gradient.T, alpha=weight)
 
     def score(self, beta: float) -> None:
         """Smooth each number's sensitivity |weight · gradient| and uncertainty (equations 9 and 10)."""

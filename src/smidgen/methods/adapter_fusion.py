@@ -9,6 +9,7 @@ and K near zero, so that training starts from the adapters' mean. Where we diffe
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -72,7 +73,17 @@ class AdapterFusion(Method):
                 f"{self.title}'s adapters must name two trained adapters or more, separated by commas, such as "
                 f"'runs/a/adapter, runs/b/adapter'; got {self.adapters!r}."
             )
+        if len({Path(member).absolute() for member in self.members}) < len(self.members):
+            raise ValueError(f"{self.title}'s adapters={self.adapters!r} hold one of them twice.")
         self.member.check()
+
+    def anchored(self, folder: Path) -> AdapterFusion:
+        """With its folders taken from this one; a member without a slash may be an adapter's name."""
+        members = [
+            os.path.normpath(folder / member) if "/" in member or (folder / member).is_dir() else member
+            for member in self.members
+        ]
+        return dataclasses.replace(self, adapters=", ".join(members))
 
     def places(self, model: PreTrainedModel) -> list[Place]:
         """Every block."""
@@ -132,8 +143,10 @@ class AdapterFusion(Method):
         }
 
     def folded(self, deltas: Sequence[Delta]) -> AdapterFusion:
-        """With the folders' names alone: where they lay is no part of the adapter."""
-        return dataclasses.replace(self, adapters=", ".join(Path(member).resolve().name for member in self.members))
+        """With as much of the folders' names as tells them apart: where they lay is no part of the adapter."""
+        parts = [Path(member).absolute().parts for member in self.members]
+        shown = next(n for n in range(1, 1 + max(map(len, parts))) if len({own[-n:] for own in parts}) == len(parts))
+        return dataclasses.replace(self, adapters=", ".join("/".join(own[-shown:]) for own in parts))
 
 
 def _titles(methods: Sequence[Method]) -> str:

@@ -56,10 +56,14 @@ def _model(value: str, info: ValidationInfo) -> str:
 
 
 def _anchored(value: str, info: ValidationInfo) -> str:
-    folder = (info.context or {}).get("folder", "")
     # not Path.expanduser, which fails on a ~user that there is not
     own = os.path.expanduser(value)  # noqa: PTH111
-    return os.path.normpath(Path(folder) / own)
+    return os.path.normpath(_folder(info) / own)
+
+
+def _folder(info: ValidationInfo) -> Path:
+    """The recipe's; the working folder, if it is made in Python."""
+    return Path((info.context or {}).get("folder", ""))
 
 
 def _filled(value: str) -> str:
@@ -84,7 +88,10 @@ Share = Annotated[StrictFloat, Field(gt=0, lt=1)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 Seeds = Annotated[tuple[Seed, ...], AfterValidator(_distinct)]
 Technique = Annotated[
-    TechniqueSpec, PlainValidator(TechniqueSpec.parse), PlainSerializer(lambda spec: spec.written(), return_type=Any)
+    TechniqueSpec,
+    PlainValidator(TechniqueSpec.parse),
+    AfterValidator(lambda spec, info: spec.anchored(_folder(info))),
+    PlainSerializer(lambda spec: spec.written(), return_type=Any),
 ]
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -33,6 +34,11 @@ class Part:
         from smidgen.methods import METHODS
 
         return METHODS[self.name](**self.options)
+
+    def anchored(self, folder: Path) -> Part:
+        """With the paths among its options taken from this folder."""
+        method = self.method().anchored(folder)
+        return dataclasses.replace(self, options={option: getattr(method, option) for option in self.options})
 
     def written(self) -> dict[str, Any]:
         """What a recipe says of it."""
@@ -99,6 +105,10 @@ class TechniqueSpec:
     def methods(self) -> list[Method]:
         """The techniques as `attach` takes them."""
         return [part.method() for part in self.parts]
+
+    def anchored(self, folder: Path) -> TechniqueSpec:
+        """With the paths among its options taken from this folder."""
+        return dataclasses.replace(self, parts=tuple(part.anchored(folder) for part in self.parts))
 
     def written(self) -> Any:
         """The entry that `parse` reads back as this."""

@@ -26,7 +26,7 @@ from smidgen.process.optimizer import Rates, make_optimizer, set_rates
 from smidgen.process.recipe import Recipe, Task, TrainingConfig
 from smidgen.process.signals import stoppable
 from smidgen.report.numbers import metric_named
-from smidgen.stepping import Clock, schedule
+from smidgen.stepping import Clock, is_settled, schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +47,8 @@ class Progress:
         epoch_loss: the sum of the losses of the current epoch's steps.
         best_score: the best validation score so far; higher is better.
         best_loss: the validation loss then, which decides between equal scores.
-        best_epoch: the epoch that is kept: of those with this score, the one with the lowest loss.
+        best_epoch: the epoch that is kept: of those with this score, the one with the lowest loss. Epochs before a
+            technique's schedule has come to its end are no candidates.
         score_epoch: when the score was first reached, from which patience counts.
         curve: one point an epoch.
         log_bytes: the log's length.
@@ -152,7 +153,7 @@ def train(
             score, loss = quality(scores, recipe.task), float(scores["loss"])
             if progress.best_score is None or score > progress.best_score:
                 progress.score_epoch = progress.epoch
-            if _is_better(score, loss, progress):
+            if is_settled(adapter) and _is_better(score, loss, progress):
                 progress.best_score, progress.best_loss = score, loss
                 progress.best_epoch = progress.epoch
                 best = parallel.get_weights(adapter)
