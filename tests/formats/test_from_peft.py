@@ -27,6 +27,7 @@ CONFIGS: dict[str, Config] = {
     "lora, rank-stabilized": lambda at: peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, **at),
     "lora, drawn": lambda at: peft.LoraConfig(r=4, init_lora_weights=False, **at),
     "lora, biases": lambda at: peft.LoraConfig(r=4, bias="lora_only", **at),
+    "lora, all biases": lambda at: peft.LoraConfig(r=4, bias="all", **at),
     "lora, trained tokens": lambda at: peft.LoraConfig(r=4, trainable_token_indices=[7, 9], **at),
     "dora": lambda at: peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, **at),
     "adalora": lambda at: peft.AdaLoraConfig(init_r=5, target_r=3, lora_alpha=6, total_step=10, **at),

@@ -171,12 +171,14 @@ def _own(source: Source) -> dict[str, Tensor]:
             own[f"{module}.weight"] = table
     parameters = dict(source.model.named_parameters())
     for name, tensor in list(source.tensors.items()):
-        plain = _module(name).replace(".ln_tuning_layers.", ".")
+        del source.tensors[name]
+        if ".original_module." in name:  # with bias="all" the head's bias is there three times: this one is not trained
+            continue
+        plain = _module(name).replace(".ln_tuning_layers.", ".").replace(".modules_to_save.", ".")
         plain = plain if plain in parameters else _module(f"base_model.{plain}")
         if plain not in parameters:
             raise ValueError(f"its tensor {name!r} belongs to nothing in the model")
         own[plain] = tensor
-        del source.tensors[name]
     return own
 
 
