@@ -105,7 +105,7 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing or is not such JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=_no_constant)
     except FileNotFoundError:
         raise UserError(f"{path} is missing.") from None
     except (ValueError, RecursionError) as error:
@@ -114,7 +114,12 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values, as `object_pairs_hook` of the json module takes it.
+
+    Raises:
+        ValueError: a key appears twice, of which json would silently take the last.
+    """
     seen = dict(pairs)
     if len(seen) != len(pairs):
         keys = [key for key, _ in pairs]

@@ -141,9 +141,11 @@ def test_each_kind_of_bad_json_line_is_named(tmp_path):
         *(b'{"text": "a", "label": "b"}', b"{oops", b"[1]", b'{"text": "a"}', b'{"text": null, "label": 1}'),
         *(b'{"text": ["a"], "label": 1}', b'{"text": "\xff", "label": 1}', b'{"text": "\\ud800", "label": 1}'),
         *(b'{"text": "a", "label": NaN}', b"[" * 100_000, b'{"text": "a", "label": ' + b"1" * 5000 + b"}"),
+        b'{"text": "a", "label": "b", "label": "c"}',
     ]
     message = refusal(write(tmp_path, "a.jsonl", b"\n".join(lines)))
-    assert "10 of 11 rows" in message
+    assert "11 of 12 rows" in message
+    assert "line 12: not JSON (the key 'label' appears twice)" in message
     for said in [
         *("line 2: not JSON (Expecting property name", "line 3: not an object in {...}", "lines 4, 9: no label"),
         *(

@@ -124,11 +124,9 @@ def _read(source: str, config: DataConfig, task: Task, *, field: str) -> tuple[l
 
     def convert(values: Sequence[object]) -> Row:
         text = as_text(values[0], config.text)
-        if task == "token-classification" and isinstance(values[1], list):
+        if task == "token-classification":
             return text, read_spans(values[1], text)
         target = as_text(values[1], column)
-        if task == "token-classification":
-            return text, read_spans(target, text)
         return text, target.strip() if task == "classification" else target
 
     columns, skip_bad = (config.text, column), config.bad_rows == "skip"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -150,7 +151,7 @@ class _PromptWriter:
         for text, (ids, spans) in zip(texts, self._spans(texts), strict=True):
             end = start + len(text)
             inside = [(max(first, start) - start, min(last, end) - start) for first, last in spans]
-            found.append((ids, tuple(trimmed(text, first, last) if first < last else (0, 0) for first, last in inside)))
+            found.append((ids, tuple(_characters(text, first, last) for first, last in inside)))
         return found
 
     def fit(self, text: str, room: int) -> str:
@@ -188,6 +189,16 @@ class _PromptWriter:
         return [
             (ids[whole], places[whole]) for ids, places in zip(found["input_ids"], found["offset_mapping"], strict=True)
         ]
+
+
+def _characters(text: str, start: int, end: int) -> tuple[int, int]:
+    """A token's part of a text: without white space, and with the accents after it that its tokenizer drops."""
+    if start >= end:
+        return 0, 0
+    start, end = trimmed(text, start, end)
+    while end < len(text) and unicodedata.combining(text[end]):
+        end += 1
+    return start, end
 
 
 def _answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, space: str) -> list[list[int]]:

@@ -11,7 +11,11 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from smidgen.files import unique
 from smidgen.placeholders import IGNORED
+
+EXAMPLE = '[{"start": 0, "end": 4, "label": "city"}]'
+"""Spans as a row holds them."""
 
 
 class Span(NamedTuple):
@@ -45,11 +49,15 @@ def read_spans(value: object, text: str) -> tuple[Span, ...]:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = json.loads(value, object_pairs_hook=unique)
+        except (ValueError, RecursionError) as error:
+            if value.strip():
+                raise ValueError(f"spans is not JSON ({getattr(error, 'msg', error)}), such as {EXAMPLE}") from None
             value = None
+    if value is None:
+        raise ValueError("no spans; a text without any has []")
     if not isinstance(value, list):
-        raise ValueError('spans is not a list such as [{"start": 0, "end": 4, "label": "city"}]')
+        raise ValueError(f"spans is not a list such as {EXAMPLE}")
     spans = sorted(_span(entry, text) for entry in value)
     for first, second in itertools.pairwise(spans):
         if second.start < first.end:
@@ -58,10 +66,19 @@ def read_spans(value: object, text: str) -> tuple[Span, ...]:
 
 
 def _span(entry: object, text: str) -> Span:
-    fields = entry if isinstance(entry, dict) else {}
-    start, end, label = (fields.get(name) for name in Span._fields)
-    if type(start) is not int or type(end) is not int or not isinstance(label, str) or not label.strip():
-        raise ValueError(f"{entry!r} has no whole start and end and a label")
+    if not isinstance(entry, dict):
+        raise ValueError(f"the span {entry!r} is not an object in {{...}}")
+    for name, kind, wanted in (
+        ("start", int, "a whole number"),
+        ("end", int, "a whole number"),
+        ("label", str, "text"),
+    ):
+        if type(entry.get(name)) is not kind:
+            has = f"the {name} {entry[name]!r}, which is not {wanted}" if name in entry else f"no {name}"
+            raise ValueError(f"the span {entry!r} has {has}")
+    start, end, label = (entry[name] for name in Span._fields)
+    if not label.strip():
+        raise ValueError(f"the span from {start} to {end} has an empty label")
     if not 0 <= start < end <= len(text):
         raise ValueError(f"a span from {start} to {end} does not lie in a text of {len(text)} characters")
     if not text[start:end].strip():

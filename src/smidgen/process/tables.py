@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smidgen.errors import UserError
+from smidgen.files import unique
 from smidgen.process.problems import unknown
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ def _jsonl(path: Path, columns: tuple[str, ...], name: str) -> Found:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text.decode("utf-8"))
+                row = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
             except UnicodeDecodeError:
                 yield number, "broken UTF-8"
             except (ValueError, RecursionError) as error:
