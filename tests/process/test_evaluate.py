@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_class_scores_are_scikit_learn_s() -> None:
 def test_a_class_that_no_row_has_does_not_lower_macro_f1() -> None:
     scores = _class_scores([0, 1, 1, 0], [0, 1, 1, 0], ["a", "b", "never"])
     assert scores["macro_f1"] == 1.0
-    assert scores["per_class"][2] == {"label": "never", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    assert scores["per_class"][2] == {"label": "never", "precision": None, "recall": None, "f1": None, "support": 0}
 
 
 def test_span_scores_count_what_is_right_to_the_character() -> None:
@@ -98,6 +99,13 @@ def test_span_scores_count_what_is_right_to_the_character() -> None:
     assert [entry["support"] for entry in scores["per_class"]] == [1, 2]
     assert scores["macro_f1"] == 0.5
     assert scores["f1"] == 2 * sum(scores["row_hits"]) / sum(scores["row_spans"])  # as a comparison draws it again
+
+
+def test_rows_without_any_span_are_said_to_score_nothing(tmp_path: Path) -> None:
+    test = tmp_path / "none.jsonl"
+    test.write_text("".join(json.dumps({"text": text, "spans": []}) + "\n" for text in ("fish", "a river")))
+    job = prepare(load_recipe(save_recipe(tmp_path, spans=True), [f"data.test={test}"]))
+    assert "No row of data.test has a span, so that its F1 is 0 whatever is found." in job.notes
 
 
 def test_spans_that_were_cut_off_count_as_missed(tmp_path: Path) -> None:

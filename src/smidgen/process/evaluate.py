@@ -203,9 +203,7 @@ def _span_scores(found: Sequence[Sequence[Span]], known: Sequence[Sequence[Span]
                 counts[number[span.label], column] += 1
         row_hits.append(len(given & true))
         row_spans.append(len(given) + len(true))
-    per_class = [
-        {"label": label, **_shares(*own), "support": own[2]} for label, own in zip(labels, counts.tolist(), strict=True)
-    ]
+    per_class = [_class_score(label, _shares(*own), own[2]) for label, own in zip(labels, counts.tolist(), strict=True)]
     return _shares(*counts.sum(axis=0).tolist()) | {
         "macro_f1": float(np.mean([entry["f1"] for entry in per_class if entry["support"]] or [0.0])),
         "per_class": per_class,
@@ -222,6 +220,11 @@ def _shares(right: int, found: int, true: int) -> dict[str, float]:
     }
 
 
+def _class_score(label: str, shares: dict[str, float], support: int) -> Scores:
+    """A class's row in the table; one that is not among the rows has no scores."""
+    return {"label": label, **(shares if support else dict.fromkeys(shares)), "support": support}
+
+
 def _class_scores(found: Sequence[int], targets: Sequence[int], labels: Sequence[str]) -> Scores:
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -231,14 +234,8 @@ def _class_scores(found: Sequence[int], targets: Sequence[int], labels: Sequence
         "accuracy": sum(map(int.__eq__, found, targets)) / len(targets),
         "macro_f1": float(f1[support > 0].mean()),  # a class that no row has says nothing about the model
         "per_class": [
-            {
-                "label": label,
-                "precision": float(precision[index]),
-                "recall": float(recall[index]),
-                "f1": float(f1[index]),
-                "support": int(support[index]),
-            }
-            for index, label in enumerate(labels)
+            _class_score(label, {"precision": float(p), "recall": float(r), "f1": float(f)}, int(rows))
+            for label, p, r, f, rows in zip(labels, precision, recall, f1, support, strict=True)
         ],
         "confusion": confusion_matrix(targets, found, labels=classes).tolist(),
         "predictions": list(found),

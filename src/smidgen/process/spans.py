@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from smidgen.files import unique
 from smidgen.placeholders import IGNORED
@@ -47,15 +47,13 @@ def read_spans(value: object, text: str) -> tuple[Span, ...]:
     Raises:
         ValueError: it is no such list, or a span lies outside the text, holds none of it, or overlaps with another.
     """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError("no spans; a text without any has []")
     if isinstance(value, str):
         try:
             value = json.loads(value, object_pairs_hook=unique)
         except (ValueError, RecursionError) as error:
-            if value.strip():
-                raise ValueError(f"spans is not JSON ({getattr(error, 'msg', error)}), such as {EXAMPLE}") from None
-            value = None
-    if value is None:
-        raise ValueError("no spans; a text without any has []")
+            raise ValueError(f"spans is not JSON ({getattr(error, 'msg', error)}), such as {EXAMPLE}") from None
     if not isinstance(value, list):
         raise ValueError(f"spans is not a list such as {EXAMPLE}")
     spans = sorted(_span(entry, text) for entry in value)
@@ -65,7 +63,7 @@ def read_spans(value: object, text: str) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def _span(entry: object, text: str) -> Span:
+def _span(entry: Any, text: str) -> Span:
     if not isinstance(entry, dict):
         raise ValueError(f"the span {entry!r} is not an object in {{...}}")
     for name, kind, wanted in (

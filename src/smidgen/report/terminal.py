@@ -50,10 +50,11 @@ def score_lines(scores: Mapping[str, Any]) -> Iterator[str | Table]:
     yield "   ".join(f"{title} {100 * scores[name]:.1f} %" for name, title in titles.items() if name in scores)
     classes = scores["per_class"]
     table = Table("Class", box=None, pad_edge=False)
-    for heading in ("Precision", "Recall", "F1", "Rows"):
+    for heading in ("Precision", "Recall", "F1", "Spans" if "row_spans" in scores else "Rows"):
         table.add_column(heading, justify="right")
     for entry in classes:
-        shares = [f"{100 * entry[name]:.1f}" for name in ("precision", "recall", "f1")]
+        known = (entry[name] for name in ("precision", "recall", "f1"))
+        shares = [numbers.MISSING if share is None else f"{100 * share:.1f}" for share in known]
         table.add_row(Text(entry["label"]), *shares, str(entry["support"]))
     yield table
     if len(classes) <= 10 and "confusion" in scores:
