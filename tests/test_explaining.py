@@ -7,7 +7,21 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from smidgen import IA3, Adapter, DoRA, HardPrompt, Houlsby, LoRA, Method, PromptTuning, attach, explain
+from smidgen import (
+    IA3,
+    Adapter,
+    DoRA,
+    HardPrompt,
+    Houlsby,
+    LlamaAdapter,
+    LoRA,
+    Method,
+    PromptTuning,
+    RepresentationMixing,
+    UniPELT,
+    attach,
+    explain,
+)
 from smidgen.layers import embedding_rows
 from smidgen.report.explained import as_picture, as_text
 from tests.conftest import build
@@ -76,13 +90,39 @@ def test_scales_are_explained_by_those_farthest_from_one() -> None:
     assert [value for _, value in told.values] == [pytest.approx(-0.8), pytest.approx(0.5)]
 
 
+@pytest.mark.parametrize(
+    ("method", "gates"),
+    [(LlamaAdapter(layers="0"), 1), (RepresentationMixing(layers="0"), 1), (UniPELT(rank=2, targets="q_proj", layers="0"), 3)],
+    ids=["llama-adapter", "representation mixing", "unipelt"],
+)
+def test_gates_are_explained_by_how_far_they_are_open(method: Method, gates: int) -> None:
+    adapter = attached(method)
+    for delta in adapter.deltas[0]:
+        for name, parameter in delta.named_parameters():
+            if "gate" in name and parameter.numel() == 1:
+                torch.nn.init.constant_(parameter, -0.7)
+    told = [one for one in explain(adapter) if one.about == "how far its gate is open"]
+    expected = -0.7 if isinstance(method, LlamaAdapter) else torch.sigmoid(torch.tensor(-0.7)).item()
+    assert [one.values for one in told] == [[("gate", pytest.approx(expected))]] * gates
+    spectra = [one for one in explain(adapter) if "update" in one.about]
+    assert len(spectra) == isinstance(method, UniPELT)
+
+
+def test_an_update_of_zero_says_so() -> None:
+    (told,) = explain(attached(LoRA(rank=3, targets="q_proj", layers="0")))
+    assert (told.about, told.values) == ("no update: all of it is zero", [])
+
+
 def test_what_has_no_words_is_left_out() -> None:
     assert explain(attached(Houlsby())) == []
     assert explain(attached(DoRA(rank=2))) == []
 
 
 def test_text_and_picture_hold_every_value() -> None:
-    found = explain(attached(LoRA(rank=2)), most=2)
+    adapter = attached(LoRA(rank=2))
+    for delta in adapter.deltas[0]:
+        torch.nn.init.ones_(delta.b)
+    found = explain(adapter, most=2)
     text, picture = as_text(found), ElementTree.fromstring(as_picture(found, "What it has learned"))
     assert text.count("σ1") == len(found) == 21
     bars = [element for element in picture.iter() if element.get("class") == "bar"]

@@ -266,10 +266,12 @@ def explain(
     from smidgen.process.job import reopen
     from smidgen.report.explained import as_picture, as_text
 
+    if picture is not None and picture.suffix.lower() != ".svg":
+        raise UserError(f"--picture {picture} is drawn as SVG: give a name that ends in .svg.")
     job = reopen(run)
     found = explained(job.adapter, job.tokenizer, most=most)
     if not found:
-        raise UserError(f"What {job.adapter.methods[0].title} has learned has no words, no spectrum and no scales.")
+        raise UserError(f"What {job.adapter.methods[0].title} has learned has no words, spectrum, scales or gates.")
     if picture is not None:
         write_text(picture, as_picture(found, f"What {job.adapter.name} has learned"))
     if as_json:

@@ -68,6 +68,10 @@ class Delta(nn.Module):
         """
         return None
 
+    def gate_value(self) -> Tensor | None:
+        """How far a learned gate is open, (1,), at a token of zeros where it reads tokens; None: there is no gate."""
+        return None
+
     def update(self) -> Tensor:
         """What the delta adds to a linear layer's weight, (out, in), in fp32; only techniques that do so have it."""
         raise NotImplementedError

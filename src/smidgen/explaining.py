@@ -12,11 +12,16 @@ from smidgen.delta import Delta
 from smidgen.layers import embedding_rows
 from smidgen.methods.hard_prompt import HardPromptDelta
 from smidgen.methods.ia3 import IA3Delta
+from smidgen.methods.unipelt import GatedDelta
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from smidgen.adapter import Adapter
+
+
+Told = tuple[str, list[tuple[str, float]]]
+"""What the numbers are, and each number with its name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +46,8 @@ def explain(adapter: Adapter, tokenizer: PreTrainedTokenizerBase | None = None, 
 
     - a prompt: for each virtual token the words whose embeddings are nearest, by cosine; a hard prompt's own words;
     - an update of a weight: the largest singular values, and how many directions carry 90 % of it;
-    - (IA)³: the scales farthest from 1, less 1.
+    - (IA)³: the scales farthest from 1, less 1;
+    - a gate: how far it is open, where it reads tokens for one of zeros.
 
     Args:
         adapter: the adapter.
@@ -51,33 +57,35 @@ def explain(adapter: Adapter, tokenizer: PreTrainedTokenizerBase | None = None, 
     Returns:
         One for each delta that can be explained, in the order of the adapter's entries.
     """
-    found = []
-    for method, place, delta in adapter.entries():
-        told = _told(delta, place.layer, tokenizer, most)
-        if told is not None:
-            found.append(Explanation(method.title, place.name, *told))
-    return found
+    return [
+        Explanation(method.title, place.name, about, values)
+        for method, place, delta in adapter.entries()
+        for about, values in _told(delta, place.layer, tokenizer, most)
+    ]
 
 
 @torch.no_grad()
-def _told(
-    delta: Delta, layer: nn.Module, tokenizer: PreTrainedTokenizerBase | None, most: int
-) -> tuple[str, list[tuple[str, float]]] | None:
-    if isinstance(delta, HardPromptDelta) and tokenizer is not None:
-        return _typed(delta, layer, tokenizer)
-    folded = delta.folded(layer)
-    if "rows" in folded and tokenizer is not None:
-        return _words(folded["rows"].float(), embedding_rows(layer).float(), tokenizer)
+def _told(delta: Delta, layer: nn.Module, tokenizer: PreTrainedTokenizerBase | None, most: int) -> list[Told]:
+    gate = delta.gate_value()
+    found = [] if gate is None else [_gate(gate)]
+    if isinstance(delta, GatedDelta):
+        return found + _told(delta.inner, layer, tokenizer, most)
     if isinstance(delta, IA3Delta):
-        return _scales(delta, most)
-    if type(delta).update is not Delta.update:
-        return _spectrum(delta, most)
-    return None
+        found.append(_scales(delta, most))
+    elif type(delta).update is not Delta.update:
+        found.append(_spectrum(delta, most))
+    elif tokenizer is not None and isinstance(delta, HardPromptDelta):
+        found.append(_typed(delta, layer, tokenizer))
+    elif tokenizer is not None and "rows" in (folded := delta.folded(layer)):
+        found.append(_words(folded["rows"].float(), embedding_rows(layer).float(), tokenizer))
+    return found
 
 
-def _typed(
-    delta: HardPromptDelta, layer: nn.Module, tokenizer: PreTrainedTokenizerBase
-) -> tuple[str, list[tuple[str, float]]]:
+def _gate(gate: torch.Tensor) -> Told:
+    return "how far its gate is open", [("gate", float(gate))]
+
+
+def _typed(delta: HardPromptDelta, layer: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Told:
     ids = delta.tokens(layer).tolist()
     text = tokenizer.decode(ids)
     same = tokenizer(text, add_special_tokens=False)["input_ids"] == ids
@@ -85,9 +93,7 @@ def _typed(
     return about, [(str(tokenizer.decode([token])), 1.0) for token in ids]
 
 
-def _words(
-    rows: torch.Tensor, table: torch.Tensor, tokenizer: PreTrainedTokenizerBase
-) -> tuple[str, list[tuple[str, float]]]:
+def _words(rows: torch.Tensor, table: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> Told:
     likeness = nn.functional.normalize(rows, dim=1) @ nn.functional.normalize(table, dim=1).T
     best = likeness.topk(3, dim=1)
     words = [" ".join(str(tokenizer.decode([token])).strip() or "␣" for token in row) for row in best.indices.tolist()]
@@ -96,7 +102,7 @@ def _words(
     )
 
 
-def _scales(delta: IA3Delta, most: int) -> tuple[str, list[tuple[str, float]]]:
+def _scales(delta: IA3Delta, most: int) -> Told:
     distances = (delta.scale - 1).abs()
     farthest = distances.topk(min(most, len(distances))).indices.tolist()
     what = "input" if delta.of_input else "output"
@@ -104,9 +110,11 @@ def _scales(delta: IA3Delta, most: int) -> tuple[str, list[tuple[str, float]]]:
     return about, [(f"number {index}", float(delta.scale[index]) - 1) for index in farthest]
 
 
-def _spectrum(delta: Delta, most: int) -> tuple[str, list[tuple[str, float]]]:
+def _spectrum(delta: Delta, most: int) -> Told:
     values = torch.linalg.svdvals(delta.update())
+    if not float(values[0]):
+        return "no update: all of it is zero", []
     shares = values.square().cumsum(0) / values.square().sum().clamp_min(1e-30)
-    directions = int((shares < 0.9).sum()) + 1 if float(values[0]) else 0
+    directions = int((shares < 0.9).sum()) + 1
     about = f"singular values of the update; {directions} hold 90 % of the square"
     return about, [(f"σ{index}", float(value)) for index, value in enumerate(values[:most], start=1)]

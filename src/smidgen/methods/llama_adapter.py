@@ -63,3 +63,7 @@ class GatedPrefixDelta(PrefixDelta):
     def gated(self, query: Tensor) -> Tensor:
         """The layer's gate, (1,)."""
         return self.gate
+
+    def gate_value(self) -> Tensor:
+        """The layer's gate, (1,)."""
+        return self.gate

@@ -92,6 +92,11 @@ class Gate(nn.Module):
         self.weight = nn.Parameter(torch.randn(1, width) * 0.02)
         self.bias = nn.Parameter(torch.zeros(1))
 
+    @property
+    def at_zero(self) -> Tensor:
+        """What it gives for a token of zeros, (1,)."""
+        return self.bias.sigmoid()
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to (..., 1)."""
         return functional.linear(x, cast(self.weight, x), cast(self.bias, x)).sigmoid()
@@ -118,6 +123,10 @@ class GatedDelta(Delta):
         changed: Tensor = self.inner(layer, inputs, hidden)
         return hidden + gate.to(hidden.dtype) * (changed - hidden)
 
+    def gate_value(self) -> Tensor:
+        """The gate for a token of zeros, (1,)."""
+        return self.gate.at_zero
+
 
 class QueryGatedPrefixDelta(PrefixDelta):
     """One layer's prefix and its gate, which reads a token's queries; where heads share keys, their mean."""
@@ -133,3 +142,7 @@ class QueryGatedPrefixDelta(PrefixDelta):
         token = query.unflatten(1, (heads, -1)).mean(2).transpose(1, 2).flatten(2)
         gate: Tensor = self.gate(token)
         return gate[..., None]
+
+    def gate_value(self) -> Tensor:
+        """The gate for a token of zeros, (1,)."""
+        return self.gate.at_zero
