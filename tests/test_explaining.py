@@ -92,7 +92,11 @@ def test_scales_are_explained_by_those_farthest_from_one() -> None:
 
 @pytest.mark.parametrize(
     ("method", "gates"),
-    [(LlamaAdapter(layers="0"), 1), (RepresentationMixing(layers="0"), 1), (UniPELT(rank=2, targets="q_proj", layers="0"), 3)],
+    [
+        (LlamaAdapter(layers="0"), 1),
+        (RepresentationMixing(layers="0"), 1),
+        (UniPELT(rank=2, targets="q_proj", layers="0"), 3),
+    ],
     ids=["llama-adapter", "representation mixing", "unipelt"],
 )
 def test_gates_are_explained_by_how_far_they_are_open(method: Method, gates: int) -> None:
