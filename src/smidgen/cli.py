@@ -236,7 +236,8 @@ def export(
     run: RunFolder,
     output: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
     rank: Annotated[
-        int | None, typer.Option(min=1, help="Where peft has no such technique: the rank of a LoRA that stands for it.")
+        int | None,
+        typer.Option(min=1, help="Write a LoRA of this rank that stands for it, as where peft has no such technique."),
     ] = None,
 ) -> None:
     """Write a run's adapter as a folder that huggingface/peft loads.

@@ -143,8 +143,22 @@ def test_a_part_of_a_module_is_refused(tmp_path: Path) -> None:
         save_peft(disturbed([LoRA(rank=2), BitFit()], "bert")[1], tmp_path / "theirs")
 
 
-def test_a_change_of_weights_becomes_lora_and_its_loss_is_said(tmp_path: Path) -> None:
-    model, adapter = disturbed([LoRA(rank=2), OFT(block_size=8)])
+@pytest.mark.parametrize("methods", [PromptTuning(), [LoRA(rank=2), PrefixTuning(length=3)], NormTuning()])
+def test_a_rank_is_refused_where_no_lora_can_stand_for_the_adapter(
+    methods: Method | list[Method], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"No LoRA can stand for this adapter|changes no linear layer"):
+        save_peft(disturbed(methods)[1], tmp_path / "theirs", rank=4)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [[LoRA(rank=2), OFT(block_size=8)], DoRA(rank=4), LoRA(rank=9), [LoRA(rank=2), RsLoRA(rank=4)]],
+    ids=["peft has no such hybrid", "DoRA", "a smaller rank", "two LoRAs on a layer"],
+)
+def test_a_change_of_weights_becomes_lora_and_its_loss_is_said(methods: Method | list[Method], tmp_path: Path) -> None:
+    model, adapter = disturbed(methods)
     expected = answers(model, "llama")
     lost = [save_peft(adapter, tmp_path / str(rank), rank=rank) for rank in (2, 8, 32)]
     assert lost[0] > lost[1] > lost[2]

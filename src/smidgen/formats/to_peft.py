@@ -104,13 +104,14 @@ def save_peft(adapter: Adapter, path: str | Path, *, rank: int | None = None) ->
     Args:
         adapter: what to write.
         path: the folder.
-        rank: where peft has no such technique, the rank of a LoRA that stands for its change of each weight.
+        rank: write a LoRA of this rank, the nearest to the adapter's change of each weight; None: write the technique
+            itself, if peft has it.
 
     Returns:
-        The share of the change that was lost, as a ratio of Frobenius norms; 0 where peft has the technique.
+        The share of the change that was lost, as a ratio of Frobenius norms; 0 where the technique itself was written.
 
     Raises:
-        UserError: peft has no such technique and `rank` is None, or the adapter is more than a change of weights.
+        UserError: peft has no such technique and `rank` is None, or a LoRA cannot stand for the adapter.
     """
     head = _modules_to_save(adapter)
     written = _convert(adapter, rank)
@@ -136,6 +137,8 @@ def save_peft(adapter: Adapter, path: str | Path, *, rank: int | None = None) ->
 
 
 def _convert(adapter: Adapter, rank: int | None) -> Written:
+    if rank is not None:
+        return _by_svd(adapter, rank)
     if _is_norm_tuning(adapter):
         return _norms(adapter)
     layered = [number for number, places in enumerate(adapter.places) if places]  # others train the model's own
@@ -155,12 +158,10 @@ def _convert(adapter: Adapter, rank: int | None) -> Written:
         )
     if not all(delta.mergeable for _, _, delta in adapter.entries()):
         raise UserError(f"peft has no {title}, and it is more than a change of weights, which LoRA could stand for.")
-    if rank is None:
-        raise UserError(
-            f"peft has no {title}. A LoRA can stand for its change of each weight, with a loss that is said: pass a "
-            "rank, such as rank=16."
-        )
-    return _by_svd(adapter, rank)
+    raise UserError(
+        f"peft has no {title}. A LoRA can stand for its change of each weight, with a loss that is said: pass a rank, "
+        "such as rank=16."
+    )
 
 
 def _modules_to_save(adapter: Adapter) -> dict[str, list[str]]:
@@ -238,9 +239,13 @@ def _lora_of(found: Mapping[str, Factors]) -> Written:
 def _by_svd(adapter: Adapter, rank: int) -> Written:
     """LoRA of a rank that is nearest to each layer's change of its weight."""
     try:
-        found, lost = nearest(changes(adapter), rank)
+        updates = changes(adapter)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"No LoRA can stand for this adapter: {error}") from error
+    if not updates:
+        title = " + ".join(method.title for method in adapter.methods)
+        raise UserError(f"{title} changes no linear layer, for which a LoRA of rank={rank} could stand. Give no rank.")
+    found, lost = nearest(updates, rank)
     return dataclasses.replace(_lora_of(found), lost=lost)
 
 
