@@ -101,6 +101,15 @@ def test_a_model_written_as_a_path_is_a_path_even_before_it_exists(tmp_path):
     assert load(tmp_path, "model: ./later\ndata: {train: a.csv}").model == str(tmp_path / "later")
 
 
+def test_the_column_of_another_task_is_refused(tmp_path):
+    said = refusal(tmp_path, "model: m\ntask: token-classification\ndata: {train: a.csv, label: slots}")
+    assert said.endswith(
+        "data.label='slots' is a column of task=classification; that of task=token-classification is data.spans."
+    )
+    recipe = load(tmp_path, "model: m\ntask: generation\ndata: {train: a.csv, answer: reply}")
+    assert load(tmp_path, recipe.written()) == recipe
+
+
 def test_every_mistake_is_named_in_one_error_with_its_value_and_what_would_do(tmp_path):
     message = refusal(
         tmp_path,

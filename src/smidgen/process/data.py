@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from smidgen.errors import UserError
 from smidgen.process.problems import shown, unknown
-from smidgen.process.recipe import DataConfig, Task
+from smidgen.process.recipe import TARGETS, DataConfig, Task
 from smidgen.process.spans import Span, read_spans
 from smidgen.process.splits import normalize, set_aside
 from smidgen.process.tables import as_text, read_table
@@ -21,9 +21,6 @@ Target = str | tuple[Span, ...]
 
 Row = tuple[str, Target]
 """A text and what belongs to it."""
-
-TARGETS: dict[Task, str] = {"classification": "label", "token-classification": "spans", "generation": "answer"}
-"""The field of a recipe's `data` that names the column of the targets."""
 
 LABELS_NAMED = 10
 """How many labels a note names."""

@@ -36,6 +36,9 @@ from smidgen.process.technique import TechniqueSpec
 Task = Literal["classification", "token-classification", "generation"]
 Precision = Literal["fp32", "bf16"]
 
+TARGETS: dict[Task, str] = {"classification": "label", "token-classification": "spans", "generation": "answer"}
+"""The field of `data` that names the column of what is learned."""
+
 MARK = "# Written by smidgen, with every field spelled out."
 """The first line of a recipe that is kept with a run's results."""
 
@@ -251,6 +254,17 @@ class Recipe(_Section):
     training: TrainingConfig = TrainingConfig()
     seeds: Seeds = (0,)
     output: OutputFolder
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Recipe:
+        for task, column in TARGETS.items():
+            given = getattr(self.data, column)
+            if task != self.task and given != DataConfig.model_fields[column].default:
+                raise ValueError(
+                    f"data.{column}={shown(given)} is a column of task={task}; that of task={self.task} is "
+                    f"data.{TARGETS[self.task]}."
+                )
+        return self
 
     def written(self) -> str:
         """The recipe as YAML with every field spelled out and whole paths; `load_recipe` gives it back."""
