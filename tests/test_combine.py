@@ -147,6 +147,7 @@ def test_what_cannot_be_combined_is_refused() -> None:
     model, _ = members({"a": LoRA(rank=2), "b": PrefixTuning(length=2), "c": PrefixTuning(length=3)})
     for weights, how, message in (
         ({}, "sum", "it got none"),
+        (["a", "b"], "sum", r"takes names with their weights, .*; got \['a', 'b'\]"),
         ({"d": 1.0}, "sum", "no adapter 'd'. It has: a, b, c"),
         ({"a": 1.0, "b": 1.0}, "sum", "Say which rank"),
         ({"b": 1.0, "c": 1.0}, "mean", "of the same techniques and sizes"),

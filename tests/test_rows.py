@@ -125,6 +125,8 @@ def test_what_rows_refuses() -> None:
         pass
     with pytest.raises(ValueError, match="it got none"), rows(model, []):
         pass
+    with pytest.raises(ValueError, match="takes a list with a name.*got 'mine'"), rows(model, "mine"):
+        pass
     with rows(model, ["mine", None, "mine"]), pytest.raises(ValueError, match="3 rows, and the batch has 4"):
         model(**make_batch("bert"))
 

@@ -160,7 +160,7 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Another labelled file; default: the run's own test split.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a trained adapter: accuracy, macro-F1, every class and the confusion matrix, or loss and exact match.
+    """Score a trained adapter: every class and the confusion matrix, F1 of spans, or loss and exact match.
 
     Examples: `smidgen evaluate runs/recipe`, `smidgen evaluate runs/recipe --data new.csv --json`
     """

@@ -65,6 +65,8 @@ def combine(
     Raises:
         ValueError: an adapter is not there, they do not go together, or a value is outside its range.
     """
+    if not isinstance(weights, Mapping):
+        raise ValueError(f'combine takes names with their weights, such as {{"a": 0.5, "b": 0.5}}; got {weights!r}.')
     members = _members(model, weights)
     for member, weight in weights.items():
         if not isinstance(weight, int | float) or not math.isfinite(weight):

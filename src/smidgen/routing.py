@@ -35,11 +35,13 @@ def rows(model: PreTrainedModel, names: Sequence[str | None]) -> Iterator[None]:
         names: an adapter's name for each row of the batches that come.
 
     Raises:
-        ValueError: there is no adapter of a name, none is named, or an adapter's place does not see rows.
+        ValueError: there is no adapter of a name, `names` is no list or empty, or an adapter's place does not see rows.
         RuntimeError: the adapter that is active now cannot be deactivated (see `Adapter.deactivate`), or this is inside
             another `rows`.
     """
     check_not_routed(model)
+    if isinstance(names, str):
+        raise ValueError(f"rows takes a list with a name, or None, for each row of the batch; got {names!r}.")
     used = named_adapters(model, [name for name in dict.fromkeys(names) if name is not None])
     if not names:
         raise ValueError("rows needs a name, or None, for each row of the batch; it got none.")

@@ -85,10 +85,11 @@ def methods_json() -> list[dict[str, Any]]:
 
 def methods_table() -> Table:
     """The techniques for people."""
-    table = Table("Name", "What it learns", "Options", "Paper", show_lines=True)
+    table = Table("Name", "What it learns", box=None, pad_edge=False)
     for entry in methods_json():
         options = ", ".join(f"{name}={value}" for name, value in entry["options"].items())
-        table.add_row(*map(Text, (entry["name"], entry["about"], options or "none", entry["paper"])))
+        about = Text(f"{entry['about']}\n").append(f"{entry['paper']}; {options or 'no options'}\n", style="dim")
+        table.add_row(Text(entry["name"], style="bold"), about)
     return table
 
 
