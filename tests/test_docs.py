@@ -30,7 +30,8 @@ from smidgen import METHODS, AdapterFusion, Method, Pfeiffer, attach, embedded
 from smidgen.cli import app
 from smidgen.manifest import Manifest
 from smidgen.own import head_names
-from smidgen.process.recipe import DataConfig, Recipe, TrainingConfig, load_recipe
+from smidgen.process.recipe import DataConfig, Recipe, load_recipe
+from smidgen.process.run_recipe import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

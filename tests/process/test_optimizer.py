@@ -6,7 +6,7 @@ import pytest
 
 from smidgen import BitFit, Houlsby, LoRA, attach, parameter_groups
 from smidgen.process.optimizer import make_optimizer, set_rates
-from smidgen.process.recipe import TrainingConfig
+from smidgen.process.run_recipe import TrainingConfig
 from tests.conftest import build
 
 CONFIG = TrainingConfig(weight_decay=0.1, warmup=0.0, schedule="constant")

@@ -17,8 +17,9 @@ from smidgen.process.batches import collate
 from smidgen.process.job import Job, prepare, reopen
 from smidgen.process.models import gradient_checkpointing
 from smidgen.process.optimizer import rate_at
-from smidgen.process.recipe import TrainingConfig, load_recipe
+from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run
+from smidgen.process.run_recipe import TrainingConfig
 from tests.process.tiny import save_recipe
 
 RECIPE = (

@@ -1,6 +1,6 @@
 """The process around a technique, one step a file; each is a plain function that the command line calls too.
 
-    recipe      what to do: load_recipe(path, overrides) -> Recipe
+    recipe      what to do: load_recipe(path, overrides) -> Recipe; run_recipe: what all recipes share
     data        the examples: load_data(config, task) -> TaskData
     encoding    their tokens: encode(examples, task, tokenizer, max_length=..., template=...)
     batches     which of them make up a step, on every process

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,45 @@ from smidgen.process.encoding import Encoded
 
 LARGEST_WINDOW = 50
 """Batches that are sorted by length together; more would leave less to chance."""
+
+
+class TrainingRows(Protocol):
+    """What a run learns from: the rows of each part of an epoch, after which the model is scored, and of each step."""
+
+    @property
+    def parts(self) -> int:
+        """Parts of an epoch."""
+
+    def rows(self, part: int) -> Sequence[Encoded]:
+        """The rows, of which a step's are taken; parts are counted from 0 through all epochs."""
+
+    def batches(self, part: int) -> Sequence[Sequence[int]]:
+        """The rows of each step, over all processes; every epoch has the same number of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeEpochs:
+    """The same rows in every epoch, in an order of its own.
+
+    Args:
+        examples: the rows.
+        batch_size: rows of a step.
+        seed: of the order.
+    """
+
+    examples: Sequence[Encoded]
+    batch_size: int
+    seed: int
+    parts: ClassVar[int] = 1
+
+    def rows(self, part: int) -> Sequence[Encoded]:
+        """All rows."""
+        return self.examples
+
+    def batches(self, part: int) -> list[list[int]]:
+        """See `order`."""
+        lengths = [len(row.input_ids) for row in self.examples]
+        return order(lengths, self.batch_size, seed=self.seed, epoch=part)
 
 
 def order(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:

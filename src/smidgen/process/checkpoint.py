@@ -27,7 +27,7 @@ from torch import Tensor
 
 from smidgen import files
 from smidgen.errors import UserError
-from smidgen.process.recipe import Recipe
+from smidgen.process.run_recipe import RunRecipe
 
 FORMAT = 1
 DESCRIPTION = "checkpoint.json"
@@ -57,7 +57,7 @@ def exists(folder: Path) -> bool:
     return (folder / DESCRIPTION).is_file()
 
 
-def save(folder: Path, checkpoint: Checkpoint, recipe: Recipe, data: str) -> None:
+def save(folder: Path, checkpoint: Checkpoint, recipe: RunRecipe, data: str) -> None:
     """Write the checkpoint; the one before stays whole until this one is.
 
     Args:
@@ -114,7 +114,7 @@ def _write(tensors: dict[str, Tensor], path: Path) -> None:
         ) from error
 
 
-def load(folder: Path, recipe: Recipe, data: str) -> Checkpoint:
+def load(folder: Path, recipe: RunRecipe, data: str) -> Checkpoint:
     """Read the checkpoint in `folder`.
 
     Raises:
@@ -130,7 +130,7 @@ def load(folder: Path, recipe: Recipe, data: str) -> Checkpoint:
     digest = description.pop("sha256")
     if digest != _digest(description):
         raise UserError(f"{folder / DESCRIPTION} was changed after it was written (its SHA-256 differs).")
-    if changes := recipe.changes(Recipe.model_validate(description["recipe"])):
+    if changes := recipe.changes(type(recipe).model_validate(description["recipe"])):
         raise UserError(
             f"The recipe has changed since {folder} was written, so that resuming would mix two runs: "
             f"{'; '.join(changes)}. Set it back, or give another output."

@@ -20,7 +20,6 @@ from smidgen import __version__, files
 from smidgen.errors import Interrupted, UserError
 from smidgen.process.advice import advise
 from smidgen.process.data import TaskData, load_data
-from smidgen.process.evaluate import METRICS
 from smidgen.process.job import attach_technique
 from smidgen.process.log import check_tracker
 from smidgen.process.models import load_model
@@ -160,7 +159,7 @@ def _header(recipe: Recipe, data: TaskData, command: str, at_once: int) -> Compa
         "command": command,
         "recipe": recipe.written(),
         "task": recipe.task,
-        "metric": METRICS[recipe.task],
+        "metric": recipe.metric,
         "model": {"id": recipe.model, "parameters": None},
         "data": {
             "name": recipe.data.train,

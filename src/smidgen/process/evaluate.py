@@ -22,7 +22,6 @@ from smidgen.process.encoding import Encoded
 from smidgen.process.models import autocast, logits
 from smidgen.process.onednn import exact_onednn
 from smidgen.process.parallel import in_turns, is_sharded
-from smidgen.process.recipe import Task
 from smidgen.process.spans import Span, spans_of
 
 if TYPE_CHECKING:
@@ -33,9 +32,6 @@ T = TypeVar("T")
 
 LARGEST_EXPONENT = 700.0
 """A perplexity beyond e^700 is no number; such a model has learned nothing."""
-
-METRICS: dict[Task, str] = {"classification": "accuracy", "token-classification": "f1", "generation": "loss"}
-"""Which of its scores a task is judged by."""
 
 UNFINISHED = 4
 """Tokens that an answer may have beyond the longest expected one, before it is cut off."""
@@ -109,12 +105,6 @@ def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
 def count_labels(row: Encoded) -> int:
     """How many answers of the model a row's loss is the sum of."""
     return sum(label != IGNORED for label in ([row.labels] if isinstance(row.labels, int) else row.labels))
-
-
-def quality(scores: Scores, task: Task) -> float:
-    """What a task is judged by; higher is better."""
-    score = float(scores[METRICS[task]])
-    return -score if task == "generation" else score
 
 
 def longest_answer(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> int:

@@ -24,8 +24,9 @@ from smidgen.process.models import kind, load_model
 from smidgen.process.optimizer import Rates
 from smidgen.process.parallel import this_process
 from smidgen.process.plan import Plan, make_plan
-from smidgen.process.recipe import Precision, Recipe, load_recipe
+from smidgen.process.recipe import Recipe, load_recipe
 from smidgen.process.room import Room
+from smidgen.process.run_recipe import Precision
 from smidgen.process.spans import labels_of, spans_of
 from smidgen.process.technique import TechniqueSpec
 

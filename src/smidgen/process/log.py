@@ -18,7 +18,7 @@ from rich.progress import Progress as Bar
 
 from smidgen.errors import UserError
 from smidgen.process.parallel import this_process
-from smidgen.process.recipe import TrainingConfig
+from smidgen.process.run_recipe import TrainingConfig
 from smidgen.report.numbers import Metric
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from smidgen.process.recipe import TrainingConfig
+from smidgen.process.run_recipe import TrainingConfig
 from smidgen.rates import parameter_groups
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from smidgen.process.encoding import Encoded
 from smidgen.process.memory import peak_memory, used_memory
 from smidgen.process.models import gradient_checkpointing
 from smidgen.process.parallel import this_process
-from smidgen.process.recipe import TrainingConfig
+from smidgen.process.run_recipe import TrainingConfig
 from smidgen.process.train import backward
 from smidgen.stepping import unwatched
 
@@ -155,7 +155,7 @@ def _step(
     training: TrainingConfig,
     pad_id: int,
 ) -> None:
-    backward(model, rows, batch, training, pad_id)
+    backward(model, [rows[row] for row in batch], training, pad_id)
     optimizer.step()
     optimizer.zero_grad()
     if model.device.type == "cuda":

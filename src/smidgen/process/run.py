@@ -14,6 +14,7 @@ from smidgen import files
 from smidgen.errors import Interrupted, UserError
 from smidgen.own import own_parameters
 from smidgen.process import checkpoint
+from smidgen.process.batches import WholeEpochs
 from smidgen.process.encoding import pad_id
 from smidgen.process.evaluate import Scores
 from smidgen.process.job import Job, prepare
@@ -21,7 +22,8 @@ from smidgen.process.log import check_tracker
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
 from smidgen.process.models import class_names
 from smidgen.process.parallel import get_weights, is_sharded, this_process
-from smidgen.process.recipe import Recipe, refuse_own
+from smidgen.process.recipe import Recipe
+from smidgen.process.run_recipe import refuse_own
 from smidgen.process.train import Progress, train
 
 
@@ -51,12 +53,12 @@ def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any
         progress = train(
             job.model,
             job.adapter,
-            job.splits["train"],
+            WholeEpochs(job.splits["train"], job.recipe.training.batch_size, job.recipe.training.seed),
             lambda: job.score(job.splits["validation"]),
             recipe=job.recipe,
             rates=job.rates,
             pad_id=pad_id(job.tokenizer),
-            data=job.data.fingerprint(),
+            fingerprint=job.data.fingerprint(),
             resume=resume,
             quiet=quiet,
         )

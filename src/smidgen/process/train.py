@@ -15,15 +15,15 @@ from torch import Tensor
 
 from smidgen.errors import Interrupted, UserError
 from smidgen.process import checkpoint, parallel
-from smidgen.process.batches import collate, idle, micro_batches, order
+from smidgen.process.batches import TrainingRows, collate, idle, micro_batches
 from smidgen.process.checkpoint import Checkpoint
 from smidgen.process.encoding import Encoded
-from smidgen.process.evaluate import METRICS, Scores, count_labels, loss_sum, quality
+from smidgen.process.evaluate import Scores, count_labels, loss_sum
 from smidgen.process.log import Log
 from smidgen.process.models import gradient_checkpointing, logits
 from smidgen.process.onednn import exact_onednn
 from smidgen.process.optimizer import Rates, make_optimizer, set_rates
-from smidgen.process.recipe import Recipe, Task, TrainingConfig
+from smidgen.process.run_recipe import RunRecipe, TrainingConfig
 from smidgen.process.signals import stoppable
 from smidgen.report.numbers import metric_named
 from smidgen.stepping import Clock, is_settled, schedule
@@ -39,7 +39,7 @@ class Progress:
     """Where a run is, and what it has gathered; it is saved with a checkpoint.
 
     Attributes:
-        epoch: the current epoch, from 0.
+        epoch: the current epoch, or part of one, from 0; so are the other epochs here.
         position: batches of it that are done.
         step: optimizer steps that are done.
         seconds: time spent in training steps.
@@ -71,13 +71,13 @@ class Progress:
 def train(
     model: PreTrainedModel,
     adapter: Adapter,
-    rows: Sequence[Encoded],
+    data: TrainingRows,
     evaluate: Callable[[], Scores],
     *,
-    recipe: Recipe,
+    recipe: RunRecipe,
     rates: Rates,
     pad_id: int,
-    data: str,
+    fingerprint: str,
     resume: bool = False,
     quiet: bool = False,
 ) -> Progress:
@@ -89,12 +89,12 @@ def train(
     Args:
         model: the model that the adapter is on.
         adapter: what is trained.
-        rows: the training rows.
+        data: the training rows.
         evaluate: scores the model on the validation rows: `loss`, and what the task is judged by.
         recipe: its `training` is the budget, its `output` the folder for the log and the checkpoint.
         rates: the learning rates of its techniques and of the task's head.
         pad_id: fills short rows.
-        data: the fingerprint of the rows.
+        fingerprint: of the rows.
         resume: whether to go on from the checkpoint in the output folder.
         quiet: whether to show no progress.
 
@@ -108,27 +108,27 @@ def train(
     config, folder = recipe.training, Path(recipe.output)
     parallel.place(model, adapter)
     optimizer = make_optimizer(adapter, config, rates)
-    lengths = [len(row.input_ids) for row in rows]
-    epoch_steps = len(order(lengths, config.batch_size, seed=config.seed, epoch=0))
+    epoch_steps = sum(len(data.batches(part)) for part in range(data.parts))
     steps = min(epoch_steps * config.epochs, config.max_steps or epoch_steps * config.epochs)
     progress, best = Progress(), dict[str, Tensor]()
     if resume:
-        progress, best = _restore(checkpoint.load(folder / "checkpoint", recipe, data), adapter, optimizer)
+        progress, best = _restore(checkpoint.load(folder / "checkpoint", recipe, fingerprint), adapter, optimizer)
     adapter.clock = Clock(progress.step, steps)
     schedule(adapter)
-    saver = _Saver(recipe, data, adapter, optimizer)
+    saver = _Saver(recipe, fingerprint, adapter, optimizer)
 
     recomputing = gradient_checkpointing(model, config.gradient_checkpointing)
-    metric = metric_named(METRICS[recipe.task])
+    metric = metric_named(recipe.metric)
     with Log(folder, config, metric, progress, steps, quiet=quiet) as log, stoppable() as stop, recomputing:
         while (progress.step < steps or progress.position) and not _out_of_patience(progress, config):
             model.train()
-            batches = order(lengths, config.batch_size, seed=config.seed, epoch=progress.epoch)
-            for batch in batches[progress.position : progress.position + steps - progress.step]:
+            rows, batches = data.rows(progress.epoch), data.batches(progress.epoch)
+            for place in range(progress.position, min(len(batches), progress.position + steps - progress.step)):
+                batch = [rows[row] for row in batches[place]]
                 started = time.perf_counter()
                 _seed(config.seed, progress.step)
                 rate = set_rates(optimizer, progress.step, steps, config)
-                own_loss = backward(model, rows, batch, config, pad_id)
+                own_loss = backward(model, batch, config, pad_id)
                 if progress.step == 0:
                     _check_gradients(adapter)
                 parallel.sum_gradients(adapter)
@@ -141,16 +141,17 @@ def train(
                 progress.step += 1
                 progress.position += 1
                 progress.epoch_loss += loss
-                progress.tokens += sum(lengths[row] for row in batch)
+                progress.tokens += sum(len(row.input_ids) for row in batch)
                 log.step(progress, loss, rate)
                 if stops or due or progress.step == steps:  # after the last, scores are still to come
                     saver.save(progress, best, log)
                 if stops:
-                    raise _interrupted(progress, steps, folder)
+                    raise _interrupted(progress, steps, recipe)
             scores = evaluate()
-            point = _point(progress, scores, recipe.task)
+            point = _point(progress, data.parts, scores, recipe.metric)
             progress.curve.append(point)
-            score, loss = quality(scores, recipe.task), float(scores["loss"])
+            loss = float(scores["loss"])
+            score = -loss if metric.lower_is_better else float(scores[recipe.metric])
             if progress.best_score is None or score > progress.best_score:
                 progress.score_epoch = progress.epoch
             if is_settled(adapter) and _is_better(score, loss, progress):
@@ -162,15 +163,16 @@ def train(
         if progress.step < steps:  # out of patience
             saver.save(progress, best, log)
         if parallel.summed(bool(stop))[0]:
-            raise _interrupted(progress, steps, folder)
+            raise _interrupted(progress, steps, recipe)
     parallel.set_weights(adapter, best)
     return progress
 
 
-def _interrupted(progress: Progress, steps: int, folder: Path) -> Interrupted:
+def _interrupted(progress: Progress, steps: int, recipe: RunRecipe) -> Interrupted:
+    folder = Path(recipe.output)
     return Interrupted(
         f"Stopped after step {progress.step} of {steps}; a checkpoint is in {folder / 'checkpoint'}. "
-        f"Go on with: smidgen train {folder / 'recipe.yaml'} --resume"
+        f"Go on with: smidgen {recipe.command} {folder / 'recipe.yaml'} --resume"
     )
 
 
@@ -180,22 +182,20 @@ def _seed(seed: int, step: int) -> None:
     torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
 
-def backward(
-    model: PreTrainedModel, rows: Sequence[Encoded], batch: Sequence[int], config: TrainingConfig, pad_id: int
-) -> float:
+def backward(model: PreTrainedModel, batch: Sequence[Encoded], config: TrainingConfig, pad_id: int) -> float:
     """Add up the gradients of this process's part of a batch, in pieces; returns its part of the batch's mean loss."""
     process = parallel.this_process()
     pieces = micro_batches(
-        batch,
+        range(len(batch)),
         process=process.process_index,
         processes=process.num_processes,
         micro_batch_size=config.micro_batch_size,
     )
-    labels = sum(count_labels(rows[row]) for row in batch)  # of all processes
+    labels = sum(map(count_labels, batch))  # of all processes
     total = torch.zeros((), device=process.device)
     with exact_onednn(model.device):
         for piece in pieces:
-            inputs = collate([rows[row] for row in piece] or [idle(rows[batch[-1]])], pad_id)
+            inputs = collate([batch[row] for row in piece] or [idle(batch[-1])], pad_id)
             found = logits(model, inputs, config.precision)
             loss = loss_sum(found, inputs["labels"].to(found.device)).sum() / labels
             loss.backward()
@@ -226,14 +226,15 @@ def _is_better(score: float, loss: float, progress: Progress) -> bool:
     return (score, -loss) > (progress.best_score, -progress.best_loss)
 
 
-def _point(progress: Progress, scores: Scores, task: Task) -> dict[str, Any]:
+def _point(progress: Progress, parts: int, scores: Scores, metric: str) -> dict[str, Any]:
+    whole, rest = divmod(progress.epoch + 1, parts)
     return {
-        "epoch": progress.epoch + 1,
+        "epoch": whole + rest / parts if rest else whole,
         "step": progress.step,
         "seconds": progress.seconds,
         "train_loss": progress.epoch_loss / max(1, progress.position),
         "validation_loss": scores["loss"],
-        "validation_score": scores[METRICS[task]],
+        "validation_score": scores[metric],
     }
 
 
@@ -244,8 +245,8 @@ def _out_of_patience(progress: Progress, config: TrainingConfig) -> bool:
 class _Saver:
     """Writes the run's checkpoints, when they are due."""
 
-    def __init__(self, recipe: Recipe, data: str, adapter: Adapter, optimizer: torch.optim.Optimizer) -> None:
-        self.recipe, self.data, self.adapter, self.optimizer = recipe, data, adapter, optimizer
+    def __init__(self, recipe: RunRecipe, fingerprint: str, adapter: Adapter, optimizer: torch.optim.Optimizer) -> None:
+        self.recipe, self.fingerprint, self.adapter, self.optimizer = recipe, fingerprint, adapter, optimizer
         self.folder = Path(recipe.output) / "checkpoint"
         self.last = time.monotonic()
 
@@ -262,7 +263,7 @@ class _Saver:
         weights, moments = parallel.get_weights(self.adapter), parallel.get_moments(self.adapter, self.optimizer)
         if parallel.this_process().is_main_process:
             written = Checkpoint(dataclasses.asdict(progress), weights, best, moments)
-            checkpoint.save(self.folder, written, self.recipe, self.data)
+            checkpoint.save(self.folder, written, self.recipe, self.fingerprint)
         parallel.this_process().wait_for_everyone()
         self.last = time.monotonic()
 

@@ -1,0 +1,58 @@
+"""The kinds of value that a recipe's fields hold, each checked where it enters."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, StrictFloat, StrictInt, StrictStr, ValidationInfo
+
+
+def source_path(value: str, info: ValidationInfo) -> str:
+    """A file's path is relative to the recipe's folder; embedded:... and hub:... name no file."""
+    return value if value.startswith(("embedded:", "hub:")) else anchored(value, info)
+
+
+def model_name(value: str, info: ValidationInfo) -> str:
+    """A folder, if there is one of that name beside the recipe or it is written as a path; otherwise a hub id."""
+    path = anchored(value, info)
+    written_as_path = value.startswith(("/", "./", "../", "~"))
+    return path if written_as_path or (not value.startswith("embedded:") and Path(path).is_dir()) else value
+
+
+def anchored(value: str, info: ValidationInfo) -> str:
+    """A path that is relative to the recipe's folder, whole."""
+    # not Path.expanduser, which fails on a ~user that there is not
+    own = os.path.expanduser(value)  # noqa: PTH111
+    return os.path.normpath(recipe_folder(info) / own)
+
+
+def recipe_folder(info: ValidationInfo) -> Path:
+    """The recipe's; the working folder, if it is made in Python."""
+    return Path((info.context or {}).get("folder", ""))
+
+
+def filled(value: str) -> str:
+    """Not empty."""
+    if not value.strip():
+        raise ValueError("is empty.")
+    return value
+
+
+def distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    """Each once, and one at least."""
+    if not values or len(set(values)) < len(values):
+        raise ValueError("must be a list of different seeds, such as [0, 1, 2].")
+    return values
+
+
+Text = Annotated[StrictStr, AfterValidator(filled)]
+Source = Annotated[Text, AfterValidator(source_path)]
+ModelName = Annotated[Text, AfterValidator(model_name)]
+OutputFolder = Annotated[Text, AfterValidator(anchored)]
+Count = Annotated[StrictInt, Field(ge=1)]
+Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[StrictFloat, Field(gt=0, lt=1)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
+Seeds = Annotated[tuple[Seed, ...], AfterValidator(distinct)]
