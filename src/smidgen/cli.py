@@ -155,6 +155,36 @@ def train(
 
 
 @app.command()
+def pretrain(
+    recipe: RecipeFile,
+    set_: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result alone.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a language model on text files, from new weights or going on from a checkpoint, and write its folder.
+
+    Ctrl-C saves a checkpoint; the same command with --resume goes on to the same weights, bit for bit.
+
+    Example: `smidgen pretrain pretrain.yaml`
+    """
+    from smidgen.process.pretrain import prepare, run
+    from smidgen.process.pretrain_recipe import load_pretrain_recipe
+    from smidgen.report.terminal import pretraining_lines
+
+    job = prepare(load_pretrain_recipe(recipe, set_ or []), resume=resume)
+    if not (quiet or as_json):
+        _print(*pretraining_lines(job))
+    metrics = run(job, resume=resume, quiet=quiet or as_json)
+    if as_json:
+        _print_json(metrics)
+        return
+    before, after = (f"{metrics[when]['perplexity']:,.2f}" for when in ("before", "after"))
+    _print(f"Perplexity on the validation text {before} before, {after} after {metrics['tokens']:,} tokens")
+    _print(f"The model is in {Path(job.recipe.output) / 'model'}")
+
+
+@app.command()
 def evaluate(
     run: RunFolder,
     data: Annotated[str | None, typer.Option(help="Another labelled file; default: the run's own test split.")] = None,

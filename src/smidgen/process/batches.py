@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,17 @@ LARGEST_WINDOW = 50
 """Batches that are sorted by length together; more would leave less to chance."""
 
 
+T = TypeVar("T", covariant=True)
+
+
+class Numbered(Protocol[T]):
+    """What can be had by its number, as a list's items can, whether or not all of it is in memory."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> T: ...
+
+
 class TrainingRows(Protocol):
     """What a run learns from: the rows of each part of an epoch, after which the model is scored, and of each step."""
 
@@ -27,10 +38,10 @@ class TrainingRows(Protocol):
     def parts(self) -> int:
         """Parts of an epoch."""
 
-    def rows(self, part: int) -> Sequence[Encoded]:
+    def rows(self, part: int) -> Numbered[Encoded]:
         """The rows, of which a step's are taken; parts are counted from 0 through all epochs."""
 
-    def batches(self, part: int) -> Sequence[Sequence[int]]:
+    def batches(self, part: int) -> Numbered[Sequence[int]]:
         """The rows of each step, over all processes; every epoch has the same number of them."""
 
 

@@ -82,10 +82,15 @@ def evaluate(
         return {"loss": mean, **_span_scores(found, [row.spans for row in rows], labels)}
     return {
         "loss": mean,
-        "perplexity": math.exp(min(mean, LARGEST_EXPONENT)),
+        "perplexity": perplexity(mean),
         "row_losses": [loss / max(1, count) for loss, count in zip(losses, tokens, strict=True)],
         "row_tokens": tokens,
     }
+
+
+def perplexity(loss: float) -> float:
+    """E to the power of a token's loss."""
+    return math.exp(min(loss, LARGEST_EXPONENT))
 
 
 def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:

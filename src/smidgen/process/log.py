@@ -17,6 +17,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from smidgen.errors import UserError
+from smidgen.process.evaluate import perplexity
 from smidgen.process.parallel import this_process
 from smidgen.process.run_recipe import TrainingConfig
 from smidgen.report.numbers import Metric
@@ -39,15 +40,24 @@ class Log:
         config: names the tracker.
         metric: what a validation score is.
         progress: where the run starts; what was logged after its checkpoint is logged again.
+        parts: of an epoch, after each of which the model is scored.
         steps: of the whole run.
         quiet: whether nothing is shown.
     """
 
     def __init__(
-        self, folder: Path, config: TrainingConfig, metric: Metric, progress: Progress, steps: int, *, quiet: bool
+        self,
+        folder: Path,
+        config: TrainingConfig,
+        metric: Metric,
+        progress: Progress,
+        *,
+        parts: int,
+        steps: int,
+        quiet: bool,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.metric = metric
+        self.metric, self.parts = metric, parts
         self.steps, self.every = steps, max(1, steps // LINES)
         is_main = this_process().is_main_process
         self.tracker = _tracker(folder, config) if config.tracker is not None else None
@@ -95,16 +105,18 @@ class Log:
                 self.console.print(f"step {progress.step} of {self.steps}  {words}", highlight=False, soft_wrap=True)
                 self.shown = time.monotonic()
         if progress.step % self.every == 0 or progress.step == self.steps:
-            self._write({"epoch": progress.epoch + 1, "step": progress.step, "loss": loss, "rate": rate})
+            self._write({"epoch": progress.epoch // self.parts + 1, "step": progress.step, "loss": loss, "rate": rate})
 
     def epoch(self, progress: Progress, point: dict[str, Any]) -> None:
         """Tell of an epoch that is done and evaluated."""
         self._write({key: value for key, value in point.items() if key != "seconds"})
         if self.console is not None:
-            words = f"epoch {point['epoch']}: training loss {point['train_loss']:.4f}, validation loss "
+            words = f"epoch {point['epoch']:g}: training loss {point['train_loss']:.4f}, validation loss "
             words += f"{point['validation_loss']:.4f}"
             if self.metric.percent:
                 words += f", {self.metric.word} {100 * point['validation_score']:.2f} %"
+            else:
+                words += f", perplexity {perplexity(point['validation_loss']):.2f}"
             self.console.print(words, highlight=False, soft_wrap=True)
 
     def _words(self, progress: Progress, loss: float, rate: float) -> str:
@@ -113,7 +125,7 @@ class Log:
         minutes, seconds = divmod(left, 60)
         hours, minutes = divmod(minutes, 60)
         return (
-            f"epoch {progress.epoch + 1}  loss {loss:.3f}  rate {rate:.1e}  {speed:,.0f} tokens/s  "
+            f"epoch {progress.epoch // self.parts + 1}  loss {loss:.3f}  rate {rate:.1e}  {speed:,.0f} tokens/s  "
             f"{hours}:{minutes:02}:{seconds:02} left"
         )
 

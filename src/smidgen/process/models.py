@@ -45,31 +45,58 @@ def load_model(
     Raises:
         UserError: there is no such model, or it lacks what the task needs.
     """
-    import transformers
-
-    if source in embedded.EMBEDDED and not Path(source).exists():
-        raise UserError(f"model={source!r} is neither a folder nor a hub id. Did you mean 'embedded:{source}'?")
-    place = str(embedded.model_folder(source.removeprefix("embedded:"))) if source.startswith("embedded:") else source
-    _check_folder(place)
     arguments: dict[str, Any] = {"dtype": DTYPES[precision]}
     if task != "generation":
         classes = class_names(task, labels)
         arguments["id2label"] = dict(enumerate(classes))
         arguments["label2id"] = {label: index for index, label in enumerate(classes)}
         arguments["ignore_mismatched_sizes"] = True  # a head for other classes makes way for a new one
-    kind: Any = getattr(transformers, AUTO_CLASSES[task])
+    return from_pretrained(source, AUTO_CLASSES[task], task, seed=seed, **arguments)
+
+
+def from_pretrained(
+    source: str, kind: str, what: str, *, seed: int, **arguments: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model by an Auto class of transformers, and its tokenizer.
+
+    Args:
+        source: embedded:NAME, a folder, or a hub id.
+        kind: the Auto class.
+        what: it is loaded for, in messages.
+        seed: of what is new in it.
+        arguments: of the class's from_pretrained.
+
+    Raises:
+        UserError: there is no such model, or it is not of that kind.
+    """
+    import transformers
+
+    place = pretrained_folder(source)
     torch.manual_seed(seed)
     try:
         with quietly(), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):  # every process loads the weights
             tokenizer = transformers.AutoTokenizer.from_pretrained(place)
-            model = kind.from_pretrained(place, **arguments)
+            model = getattr(transformers, kind).from_pretrained(place, **arguments)
     except Exception as error:  # the hub, the network, the disk and each format fail in their own ways
         raise UserError(
-            f"model={source!r} cannot be loaded for {task}: {' '.join(str(error).split())} "
+            f"model={source!r} cannot be loaded for {what}: {' '.join(str(error).split())} "
             "Give a folder that save_pretrained wrote, a hub id that can be reached, or embedded:minilm."
         ) from error
     model.config.pad_token_id = pad_id(tokenizer) if model.config.pad_token_id is None else model.config.pad_token_id
     return model, tokenizer
+
+
+def pretrained_folder(source: str) -> str:
+    """Where a model is: an embedded one's folder, or the folder or hub id itself.
+
+    Raises:
+        UserError: it is neither a model's folder nor can be a hub id.
+    """
+    if source in embedded.EMBEDDED and not Path(source).exists():
+        raise UserError(f"model={source!r} is neither a folder nor a hub id. Did you mean 'embedded:{source}'?")
+    place = str(embedded.model_folder(source.removeprefix("embedded:"))) if source.startswith("embedded:") else source
+    _check_folder(place)
+    return place
 
 
 def class_names(task: Task, labels: tuple[str, ...]) -> tuple[str, ...]:

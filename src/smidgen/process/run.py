@@ -22,8 +22,7 @@ from smidgen.process.log import check_tracker
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
 from smidgen.process.models import class_names
 from smidgen.process.parallel import get_weights, is_sharded, this_process
-from smidgen.process.recipe import Recipe
-from smidgen.process.run_recipe import refuse_own
+from smidgen.process.run_recipe import RunRecipe, refuse_own
 from smidgen.process.train import Progress, train
 
 
@@ -85,7 +84,7 @@ def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any
     return metrics
 
 
-def check_start(recipe: Recipe, *, resume: bool) -> None:
+def check_start(recipe: RunRecipe, *, resume: bool) -> None:
     """Raise a UserError if the folder cannot be written or holds a run that would be lost, or a package is missing."""
     check_tracker(recipe.training)
     folder = Path(recipe.output)

@@ -119,7 +119,8 @@ def train(
 
     recomputing = gradient_checkpointing(model, config.gradient_checkpointing)
     metric = metric_named(recipe.metric)
-    with Log(folder, config, metric, progress, steps, quiet=quiet) as log, stoppable() as stop, recomputing:
+    log = Log(folder, config, metric, progress, parts=data.parts, steps=steps, quiet=quiet)
+    with log, stoppable() as stop, recomputing:
         while (progress.step < steps or progress.position) and not _out_of_patience(progress, config):
             model.train()
             rows, batches = data.rows(progress.epoch), data.batches(progress.epoch)

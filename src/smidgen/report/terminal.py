@@ -17,6 +17,7 @@ from smidgen.report.table import print_table
 
 if TYPE_CHECKING:
     from smidgen.process.plan import Plan
+    from smidgen.process.pretrain import Pretraining
 
 
 def plan_lines(plan: Plan) -> Iterator[str | Text]:
@@ -36,6 +37,20 @@ def plan_lines(plan: Plan) -> Iterator[str | Text]:
     yield f"Disk     {numbers.size(plan.disk_bytes)} for the adapter"
     yield f"Memory   about {numbers.size(plan.memory_bytes)} at the peak (estimated from a trial step)"
     yield f"Time     about {numbers.duration(plan.seconds)} of training (estimated from a trial step)"
+
+
+def pretraining_lines(job: Pretraining) -> Iterator[str]:
+    """What a pre-training trains, and on what."""
+    task, model = job.recipe.corpus, job.recipe.model
+    start = f"new {model.type}" if not isinstance(model, str) else model
+    goal = f"{numbers.percent(task.masked)} of the tokens masked" if job.objective == "masked" else "the next token"
+    share = numbers.percent(job.adapter.trainable / job.adapter.total)
+    yield f"Model    {start}, {numbers.count(job.adapter.total)} parameters, {share} trained"
+    yield f"Tokens   a vocabulary of {numbers.count(len(job.tokenizer))}; to find: {goal}"
+    yield (
+        f"Corpus   {numbers.count(len(job.streams.train))} tokens to train on, "
+        f"{numbers.count(len(job.streams.validation))} to validate on, in blocks of {task.length}"
+    )
 
 
 def score_lines(scores: Mapping[str, Any]) -> Iterator[str | Table]:

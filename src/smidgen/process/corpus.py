@@ -1,0 +1,199 @@
+"""A corpus of text files as two streams of tokens on the disk, to train on and to validate on, in a bounded memory.
+
+The files are read a page at a time: some kilobytes of text, up to white space, or longer where there is none. The
+pages of all documents are counted through, and every so many-th of them goes to the validation stream, as the share
+asks. A stream is a file of 32-bit numbers: the token, and in the top bit whether it goes on with the word of the token
+before it. A document ends with a token of its own; the documents stand one after the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smidgen import embedded, files
+from smidgen.errors import UserError
+from smidgen.process.problems import shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LARGEST_PAGE = 1 << 16
+"""Characters of a page; fewer in a small corpus, so that there are pages enough to set some aside."""
+
+PAGES = 400
+"""How many pages a corpus has at least, if its text suffices."""
+
+CONTINUES = np.uint32(1 << 31)
+"""The bit of a token that goes on with the word of the token before it."""
+
+DESCRIPTION = "tokens.json"
+
+Numbers = NDArray[np.uint32]
+
+
+class Page(NamedTuple):
+    """Some text of a document, and whether the document ends with it."""
+
+    text: str
+    ends: bool
+
+
+def text_files(sources: Sequence[str]) -> list[Path]:
+    """The files of a corpus, each once, in the order of their names.
+
+    Args:
+        sources: files, folders, which stand for the .txt files in them, patterns such as texts/*.txt, and
+            embedded:sotu.
+
+    Raises:
+        UserError: a source names no file.
+    """
+    found: dict[Path, None] = {}
+    for source in sources:
+        place = embedded.corpus_folder(source.removeprefix("embedded:")) if source.startswith("embedded:") else None
+        path = place or Path(source)
+        if path.is_dir():
+            own = sorted(path.rglob("*.txt"))
+        elif path.is_file():
+            own = [path]
+        else:
+            parts = path.parts
+            fixed = next((n for n, part in enumerate(parts) if any(letter in part for letter in "*?[")), len(parts))
+            own = sorted(Path(*parts[:fixed]).glob("/".join(parts[fixed:]))) if fixed < len(parts) else []
+        own = [file for file in own if file.is_file()]
+        if not own:
+            raise UserError(f"corpus {shown(source)} names no text file: give files, patterns, or a folder with .txt.")
+        found |= dict.fromkeys(own)
+    return list(found)
+
+
+def pages(paths: Sequence[Path]) -> Iterator[Page]:
+    """The text of all files, page by page.
+
+    Raises:
+        UserError: a file is not UTF-8 text.
+    """
+    size = min(LARGEST_PAGE, max(200, sum(path.stat().st_size for path in paths) // PAGES))
+    for path in paths:
+        yield from _pages_of(path, size)
+
+
+def _pages_of(path: Path, size: int) -> Iterator[Page]:
+    rest = ""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            while more := file.read(size):
+                if "\0" in more:
+                    raise UserError(f"{path} is no text: it holds a zero byte.")
+                rest += more
+                cut = max(rest.rfind("\n"), rest.rfind(" "))  # with what follows, as tokenizers have it
+                if rest[:cut].strip():
+                    yield Page(rest[:cut], ends=False)
+                    rest = rest[cut:]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error.reason}. Save it as UTF-8, or leave it out.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    yield Page(rest, ends=True)
+
+
+class Streams(NamedTuple):
+    """The two streams of a corpus, mapped from the disk, and the SHA-256 of both."""
+
+    train: Numbers
+    validation: Numbers
+    fingerprint: str
+
+
+def write_streams(
+    folder: Path,
+    paths: Sequence[Path],
+    validation: Sequence[Path] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    end: int,
+    share: float,
+) -> Streams:
+    """Turn a corpus into streams of tokens in a folder, or open those that are there from a run that was stopped.
+
+    Args:
+        folder: where they go.
+        paths: the files to train on.
+        validation: the files to validate on; None: a share of the pages of the others.
+        tokenizer: a fast one.
+        end: the token at the end of a document.
+        share: of the pages, if they are set aside.
+
+    Raises:
+        UserError: the tokenizer is not a fast one, or the corpus has too little text.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer, which tells words apart.")
+    source = _described([*paths, *(validation or [])], tokenizer, end, share, aside=validation is None)
+    if not _is_whole(folder, source):
+        with files.new_folder(folder) as new:
+            hashed = hashlib.sha256()
+            with (new / "train").open("wb") as train, (new / "validation").open("wb") as held:
+                for number, (page, tokens) in enumerate(_tokens(pages(paths), tokenizer)):
+                    is_aside = validation is None and math.floor((number + 0.5) * share) != math.floor(
+                        (number + 1.5) * share
+                    )
+                    written = _closed(tokens, page, end).tobytes()
+                    (held if is_aside else train).write(written)
+                    hashed.update(written)
+                for page, tokens in _tokens(pages(validation or []), tokenizer):
+                    written = _closed(tokens, page, end).tobytes()
+                    held.write(written)
+                    hashed.update(written)
+            files.write_json(new / DESCRIPTION, source | {"sha256": hashed.hexdigest()})
+    return Streams(
+        _mapped(folder / "train"), _mapped(folder / "validation"), files.read_json(folder / DESCRIPTION)["sha256"]
+    )
+
+
+def _described(
+    paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase, end: int, share: float, *, aside: bool
+) -> dict[str, object]:
+    """What the streams depend on; of a file its length and its time, since reading it all again may take hours."""
+    known = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    words = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return {
+        "files": known,
+        "vocabulary": hashlib.sha256(words.encode()).hexdigest(),
+        "end": end,
+        "share": share if aside else None,
+    }
+
+
+def _is_whole(folder: Path, source: dict[str, object]) -> bool:
+    if not (folder / DESCRIPTION).is_file():
+        return False
+    known = files.read_json(folder / DESCRIPTION)
+    return {name: value for name, value in known.items() if name != "sha256"} == source
+
+
+def _tokens(found: Iterable[Page], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Page, Numbers]]:
+    for page in found:
+        encoded = tokenizer(page.text, add_special_tokens=False, verbose=False)
+        tokens = np.asarray(encoded["input_ids"], dtype="<u4")
+        words = np.asarray([-1 if word is None else word for word in encoded.word_ids()])
+        tokens[1:][(words[1:] == words[:-1]) & (words[1:] >= 0)] |= CONTINUES
+        yield page, tokens
+
+
+def _closed(tokens: Numbers, page: Page, end: int) -> Numbers:
+    return np.append(tokens, np.uint32(end)).astype("<u4") if page.ends else tokens
+
+
+def _mapped(path: Path) -> Numbers:
+    if not path.stat().st_size:
+        return np.zeros(0, dtype="<u4")
+    return np.memmap(path, dtype="<u4", mode="r")

@@ -1,0 +1,239 @@
+"""Pre-training: a model, new or not, reads a corpus; the result is a model's folder, to be fine-tuned like any other.
+
+The tokens of the corpus lie on the disk (see `corpus`), whatever its length; a run that is stopped goes on to the same
+bits, as fine-tuning does, with the same loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from smidgen import files
+from smidgen.adapter import Adapter
+from smidgen.errors import UserError
+from smidgen.process import checkpoint
+from smidgen.process.blocks import VALIDATION, Blocks, Causal, CorpusRows, Masked
+from smidgen.process.corpus import Streams, text_files, write_streams
+from smidgen.process.encoding import Encoded, pad_id
+from smidgen.process.evaluate import Scores, evaluate, perplexity
+from smidgen.process.job import attach_technique
+from smidgen.process.memory import peak_memory, told_when_it_runs_out
+from smidgen.process.models import kind, longest_text, quietly
+from smidgen.process.new_model import made_for, model_and_tokenizer
+from smidgen.process.optimizer import Rates
+from smidgen.process.parallel import is_sharded, this_process, whole
+from smidgen.process.pretrain_recipe import NewModel, PretrainRecipe
+from smidgen.process.run import check_start
+from smidgen.process.train import Progress, train
+from smidgen.process.vocabulary import Objective
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NEW_RATE = 5e-4
+"""The learning rate of a new model; one that was trained before has its technique's."""
+
+
+@dataclasses.dataclass
+class Pretraining:
+    """Everything that a recipe needs to run.
+
+    Attributes:
+        recipe: what to do.
+        objective: what is to be found.
+        model: with the adapter on it that trains it.
+        tokenizer: the model's.
+        adapter: all of the model, or what the technique adds to it.
+        streams: the corpus.
+        task: how a block is made into a row.
+    """
+
+    recipe: PretrainRecipe
+    objective: Objective
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    adapter: Adapter
+    streams: Streams
+    task: Causal | Masked
+
+    @property
+    def rows(self) -> CorpusRows:
+        """What the model learns from."""
+        training = self.recipe.training
+        return CorpusRows(self.streams.train, self.task, training.batch_size, training.seed, parts=training.evaluations)
+
+    @property
+    def validation(self) -> list[Encoded]:
+        """The blocks that are scored."""
+        blocks = Blocks(self.streams.validation, self.task, VALIDATION)
+        return [blocks[number] for number in range(min(len(blocks), self.recipe.corpus.validation_blocks))]
+
+    @property
+    def rates(self) -> Rates:
+        """The technique's learning rates, and that of what lies outside the base model."""
+        spec, training = self.recipe.technique, self.recipe.training
+        own = NEW_RATE if isinstance(self.recipe.model, NewModel) else None
+        rates = tuple(
+            part.learning_rate or training.learning_rate or own or method.learning_rates[kind(self.model)]
+            for part, method in zip(spec.parts, self.adapter.methods, strict=True)
+        )
+        return rates, spec.head_learning_rate or training.head_learning_rate or rates[0]
+
+    def score(self) -> Scores:
+        """The loss of a token in the validation blocks, and its perplexity."""
+        training = self.recipe.training
+        return evaluate(
+            self.model,
+            self.validation,
+            labels=(),
+            pad_id=pad_id(self.tokenizer),
+            batch_size=min(32, training.micro_batch_size or training.batch_size),
+            precision=training.precision,
+        )
+
+
+def prepare(recipe: PretrainRecipe, *, resume: bool = False) -> Pretraining:
+    """Load or make what a recipe names: the tokenizer, the model, and in the output folder the tokens of the corpus.
+
+    Raises:
+        UserError: a part of it cannot be used, they do not go together, or an unfinished run is in the way.
+    """
+    check_start(recipe, resume=resume)
+    corpus, folder, process = recipe.corpus, Path(recipe.output), this_process()
+    paths = text_files(corpus.train)
+    held = text_files(corpus.validation) if corpus.validation else None
+    if held and (both := sorted(set(paths) & set(held))):
+        raise UserError(f"corpus.validation has a file that is trained on: {both[0]}.")
+    objective = recipe.objective or made_for(recipe.model)
+    with process.main_process_first():  # the others open what it has written
+        model, tokenizer = model_and_tokenizer(recipe, objective, paths)
+        _check_length(recipe, model, tokenizer)
+        task = _task(recipe, objective, tokenizer)
+        end = tokenizer.eos_token_id if objective == "causal" else tokenizer.sep_token_id
+        if end is None:
+            raise UserError(f"{type(tokenizer).__name__} has no token for the end of a document.")
+        streams = write_streams(folder / "tokens", paths, held, tokenizer, end=end, share=corpus.validation_share)
+    for name, stream in (("train", streams.train), ("validation", streams.validation)):
+        if not task.count(stream):
+            raise UserError(
+                f"The corpus has {len(stream):,} tokens to {name.removesuffix('ation')} on, which make no block of "
+                f"{corpus.length}. Give more text, or lower corpus.length."
+            )
+    model.to(process.device)
+    torch.manual_seed(recipe.training.seed)
+    adapter = attach_technique(recipe.technique, model, tokenizer)
+    if fixed := [method.title for method, _, delta in adapter.entries() if not delta.mergeable]:
+        raise UserError(
+            f"technique={recipe.technique.name}: {fixed[0]} is no change of weights, and a pre-training's result is a "
+            "whole model. Take full, lora or another that can be merged."
+        )
+    if recipe.training.precision == "bf16":
+        for parameter in adapter.parameters():
+            parameter.data = parameter.data.float()
+    return Pretraining(recipe, objective, model, tokenizer, adapter, streams, task)
+
+
+def run(job: Pretraining, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Train, keep the best weights, and write model/ and metrics.json.
+
+    Args:
+        job: its recipe's `output` is the folder.
+        resume: whether to go on from the checkpoint there.
+        quiet: whether to show no progress.
+
+    Returns:
+        The contents of metrics.json.
+
+    Raises:
+        UserError: the memory does not suffice, or the loss is not finite.
+        Interrupted: Ctrl-C; a checkpoint was saved.
+    """
+    recipe, folder, is_main = job.recipe, Path(job.recipe.output), this_process().is_main_process
+    stopped = folder / "checkpoint"
+    resume = resume and (checkpoint.exists(stopped) or not stopped.is_dir())
+    if is_main and not resume:
+        (folder / "metrics.json").unlink(missing_ok=True)
+        recipe.save(folder / "recipe.yaml")
+    with told_when_it_runs_out():
+        before = job.score()
+        progress = train(
+            job.model,
+            job.adapter,
+            job.rows,
+            job.score,
+            recipe=recipe,
+            rates=job.rates,
+            pad_id=pad_id(job.tokenizer),
+            fingerprint=job.streams.fingerprint,
+            resume=resume,
+            quiet=quiet,
+        )
+        peak = peak_memory(job.model.device)
+    metrics = _metrics(job, progress, before, peak)
+    job.adapter.merge()
+    weights = {name: whole(tensor) for name, tensor in job.model.state_dict().items()}  # if they are sharded, of all
+    if is_main:
+        with quietly(), files.new_folder(folder / "model") as new:
+            job.model.save_pretrained(new, state_dict=weights if is_sharded(job.model) else None)
+            job.tokenizer.save_pretrained(new)
+        files.write_json(folder / "metrics.json", metrics)
+        for left in (stopped, folder / "tokens", folder / "tokenizer"):
+            shutil.rmtree(left, ignore_errors=True)
+    this_process().wait_for_everyone()
+    return metrics
+
+
+def _metrics(job: Pretraining, progress: Progress, before: Scores, peak: int) -> dict[str, Any]:
+    kept = progress.curve[progress.best_epoch]
+    return {
+        "recipe": job.recipe.fingerprint(),
+        "data": job.streams.fingerprint,
+        "objective": job.objective,
+        "before": _summary(before["loss"]),
+        "after": _summary(kept["validation_loss"]),
+        "best_epoch": kept["epoch"],
+        "curve": progress.curve,
+        "corpus_tokens": len(job.streams.train),
+        "validation_tokens": len(job.streams.validation),
+        "trained": job.adapter.trainable,
+        "total": job.adapter.total,
+        "seconds": progress.seconds,
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "peak_memory_bytes": peak,
+    }
+
+
+def _summary(loss: float) -> dict[str, float]:
+    return {"loss": loss, "perplexity": perplexity(loss)}
+
+
+def _check_length(recipe: PretrainRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    longest = longest_text(model, tokenizer)
+    if recipe.corpus.length > longest:
+        raise UserError(f"corpus.length={recipe.corpus.length} is more than the {longest} tokens that the model takes.")
+
+
+def _task(recipe: PretrainRecipe, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> Causal | Masked:
+    corpus = recipe.corpus
+    if objective == "causal":
+        return Causal(corpus.length)
+    try:
+        task = Masked.of(
+            tokenizer,
+            length=corpus.length,
+            share=corpus.masked,
+            whole_words=corpus.whole_words,
+            seed=recipe.training.seed,
+        )
+    except ValueError as error:
+        raise UserError(f"objective=masked: {error}") from error
+    if task.room < 1:
+        raise UserError(f"corpus.length={corpus.length} leaves no room beside the tokenizer's own tokens.")
+    return task
