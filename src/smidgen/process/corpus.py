@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,6 +29,9 @@ LARGEST_PAGE = 1 << 16
 
 PAGES = 400
 """How many pages a corpus has at least, if its text suffices."""
+
+LONGEST_WORD = 1 << 16
+"""Characters without white space before a page may be cut inside a word, as in languages that write none."""
 
 CONTINUES = np.uint32(1 << 31)
 """The bit of a token that goes on with the word of the token before it."""
@@ -94,7 +96,9 @@ def _pages_of(path: Path, size: int) -> Iterator[Page]:
                 if "\0" in more:
                     raise UserError(f"{path} is no text: it holds a zero byte.")
                 rest += more
-                cut = max(rest.rfind("\n"), rest.rfind(" "))  # with what follows, as tokenizers have it
+                cut = max(rest.rfind("\n"), rest.rfind(" "))  # white space goes with the word after it
+                if cut <= 0:
+                    cut = len(rest) if len(rest) > LONGEST_WORD else 0
                 if rest[:cut].strip():
                     yield Page(rest[:cut], ends=False)
                     rest = rest[cut:]
@@ -140,20 +144,16 @@ def write_streams(
     source = _described([*paths, *(validation or [])], tokenizer, end, share, aside=validation is None)
     if not _is_whole(folder, source):
         with files.new_folder(folder) as new:
-            hashed = hashlib.sha256()
             with (new / "train").open("wb") as train, (new / "validation").open("wb") as held:
-                for number, (page, tokens) in enumerate(_tokens(pages(paths), tokenizer)):
-                    is_aside = validation is None and math.floor((number + 0.5) * share) != math.floor(
-                        (number + 1.5) * share
-                    )
-                    written = _closed(tokens, page, end).tobytes()
-                    (held if is_aside else train).write(written)
-                    hashed.update(written)
-                for page, tokens in _tokens(pages(validation or []), tokenizer):
-                    written = _closed(tokens, page, end).tobytes()
-                    held.write(written)
-                    hashed.update(written)
-            files.write_json(new / DESCRIPTION, source | {"sha256": hashed.hexdigest()})
+                for number, tokens in enumerate(_tokens(pages(paths), tokenizer, end)):
+                    is_aside = validation is None and int((number + 1.5) * share) > int((number + 0.5) * share)
+                    (held if is_aside else train).write(tokens.tobytes())
+                for tokens in _tokens(pages(validation or []), tokenizer, end):
+                    held.write(tokens.tobytes())
+            hashes = [files.sha256(new / name) for name in ("train", "validation")]
+            files.write_json(
+                new / DESCRIPTION, source | {"sha256": hashlib.sha256("".join(hashes).encode()).hexdigest()}
+            )
     return Streams(
         _mapped(folder / "train"), _mapped(folder / "validation"), files.read_json(folder / DESCRIPTION)["sha256"]
     )
@@ -180,17 +180,13 @@ def _is_whole(folder: Path, source: dict[str, object]) -> bool:
     return {name: value for name, value in known.items() if name != "sha256"} == source
 
 
-def _tokens(found: Iterable[Page], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Page, Numbers]]:
+def _tokens(found: Iterable[Page], tokenizer: PreTrainedTokenizerBase, end: int) -> Iterator[Numbers]:
     for page in found:
         encoded = tokenizer(page.text, add_special_tokens=False, verbose=False)
         tokens = np.asarray(encoded["input_ids"], dtype="<u4")
         words = np.asarray([-1 if word is None else word for word in encoded.word_ids()])
         tokens[1:][(words[1:] == words[:-1]) & (words[1:] >= 0)] |= CONTINUES
-        yield page, tokens
-
-
-def _closed(tokens: Numbers, page: Page, end: int) -> Numbers:
-    return np.append(tokens, np.uint32(end)).astype("<u4") if page.ends else tokens
+        yield np.append(tokens, np.uint32(end)).astype("<u4") if page.ends else tokens
 
 
 def _mapped(path: Path) -> Numbers:

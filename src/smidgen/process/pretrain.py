@@ -118,10 +118,10 @@ def prepare(recipe: PretrainRecipe, *, resume: bool = False) -> Pretraining:
         if end is None:
             raise UserError(f"{type(tokenizer).__name__} has no token for the end of a document.")
         streams = write_streams(folder / "tokens", paths, held, tokenizer, end=end, share=corpus.validation_share)
-    for name, stream in (("train", streams.train), ("validation", streams.validation)):
+    for use, stream in (("train", streams.train), ("validate", streams.validation)):
         if not task.count(stream):
             raise UserError(
-                f"The corpus has {len(stream):,} tokens to {name.removesuffix('ation')} on, which make no block of "
+                f"The corpus has {len(stream):,} tokens to {use} on, which make no block of "
                 f"{corpus.length}. Give more text, or lower corpus.length."
             )
     model.to(process.device)
