@@ -56,12 +56,12 @@ class TokenizerConfig(Section):
     Attributes:
         of: a model whose tokenizer it takes; None: it is trained on the corpus.
         vocabulary: how many tokens it has, if it is trained.
-        lowercase: whether capitals and accents are dropped; of a WordPiece tokenizer that is trained.
+        lowercase: whether capitals are made small, if it is trained.
     """
 
     of: ModelName | None = None
     vocabulary: Count = 8000
-    lowercase: StrictBool = True
+    lowercase: StrictBool = False
 
 
 class CorpusConfig(Section):
