@@ -10,10 +10,19 @@ import torch
 import transformers
 
 from smidgen.errors import UserError
+from smidgen.placeholders import IGNORED
+from smidgen.process.evaluate import loss_sum
 from smidgen.process.models import kind, load_model, logits, longest_text
 from tests.process.tiny import save_model, tokenizer
 
 LABELS = ("no", "yes", "perhaps")
+
+LANGUAGE = [
+    *(transformers.LlamaForCausalLM, transformers.GPT2LMHeadModel, transformers.Gemma2ForCausalLM),
+    *(transformers.OPTForCausalLM, transformers.GPTNeoXForCausalLM, transformers.Qwen3ForCausalLM),
+    *(transformers.BertForMaskedLM, transformers.RobertaForMaskedLM, transformers.DistilBertForMaskedLM),
+    *(transformers.ElectraForMaskedLM, transformers.ModernBertForMaskedLM),
+]
 
 
 def encoder(folder: Path, *, seed: int = 0, precision: str = "fp32") -> transformers.PreTrainedModel:
@@ -75,10 +84,43 @@ def test_kinds_are_told_apart_by_their_attention(folder: Path, tmp_path: Path) -
 def test_precision_is_the_weights_and_the_activations_(folder: Path) -> None:
     model = encoder(folder, precision="bf16")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    batch = {"input_ids": torch.tensor([[1, 5, 2]]), "attention_mask": torch.ones(1, 3, dtype=torch.int64)}
+    batch = {
+        "input_ids": torch.tensor([[1, 5, 2]]),
+        "attention_mask": torch.ones(1, 3, dtype=torch.int64),
+        "labels": torch.zeros(1, dtype=torch.int64),
+    }
     assert logits(model, batch, "bf16").dtype == torch.bfloat16
     model.classifier.float()  # a trained part is fp32
     assert logits(model, batch, "bf16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", LANGUAGE, ids=[kind.__name__ for kind in LANGUAGE])
+def test_words_are_computed_where_they_have_a_label_and_are_the_same(kind: type[transformers.PreTrainedModel]) -> None:
+    sizes = {
+        **{"vocab_size": 60, "intermediate_size": 8, "head_dim": 8, "pad_token_id": 0},
+        **dict.fromkeys(("hidden_size", "n_embd", "dim"), 16),
+        **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), 2),
+        **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads"), 2),
+    }
+    known = kind.config_class().to_dict()
+    torch.manual_seed(0)
+    model = kind(kind.config_class(**{name: value for name, value in sizes.items() if name in known})).eval()
+    batch = {"input_ids": torch.randint(5, 60, (3, 7)), "attention_mask": torch.ones(3, 7, dtype=torch.int64)}
+    labels = torch.full((3, 7), IGNORED)
+    labels[0, 2:5], labels[2, 6] = 9, 11
+
+    def loss(found: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        model.zero_grad()
+        losses = loss_sum(found, labels)
+        losses.sum().backward()
+        return losses.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)
+
+    few = logits(model, batch | {"labels": labels}, "fp32")
+    assert few.shape == (4, 60)
+    expected = loss(model(**batch).logits)
+    torch.testing.assert_close(loss(few), expected, atol=1e-6, rtol=1e-5)
+    assert logits(model, batch | {"labels": torch.full((3, 7), IGNORED)}, "fp32").shape == (0, 60)
+    assert model(**batch).logits.shape == (3, 7, 60)
 
 
 def test_the_longest_text_fits_the_positions() -> None:

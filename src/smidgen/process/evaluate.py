@@ -97,13 +97,14 @@ def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """The cross-entropy of each row, summed over its labels: (rows,).
 
     Args:
-        logits: (rows, classes), or (rows, length, tags or vocabulary).
-        labels: (rows,) or (rows, length); IGNORED ones count nothing.
+        logits: (rows, classes); (rows, length, tags or vocabulary); or (labels, vocabulary), of the labels that count.
+        labels: (rows,) or (rows, length); IGNORED ones do not count.
     """
     if labels.dim() == 1:
         return nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="none")
     known = labels != IGNORED
-    losses = nn.functional.cross_entropy(logits[known].float(), labels[known], reduction="none")
+    found = logits[known] if logits.dim() == 3 else logits
+    losses = nn.functional.cross_entropy(found.float(), labels[known], reduction="none")
     return torch.zeros(known.shape, device=losses.device, dtype=losses.dtype).masked_scatter(known, losses).sum(1)
 
 

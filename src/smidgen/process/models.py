@@ -14,6 +14,7 @@ from torch import Tensor
 from smidgen import embedded
 from smidgen.errors import UserError
 from smidgen.layers import is_causal, position_offset
+from smidgen.placeholders import IGNORED
 from smidgen.process.encoding import pad_id
 from smidgen.process.recipe import Task
 from smidgen.process.spans import tag_names
@@ -151,18 +152,41 @@ def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def logits(model: PreTrainedModel, batch: Mapping[str, Tensor], precision: str) -> Tensor:
-    """What the model answers to a batch: (rows, classes), or (rows, length, tags or vocabulary).
+    """What the model answers to a batch, of words only at the tokens that have a label.
 
     Args:
         model: on any device; the batch follows it.
-        batch: `input_ids` and `attention_mask`, (rows, length).
+        batch: `input_ids` and `attention_mask`, (rows, length), and `labels`, as `collate` gives them.
         precision: number format of the activations.
+
+    Returns:
+        (rows, classes); (rows, length, tags); or, of a vocabulary, (labels, vocabulary) in the labels' order, and
+        (rows, length, vocabulary) where the model has no output embedding of its own or prompts make the text longer.
     """
     inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
     cache = {"use_cache": False} if is_causal(model) else {}  # it is for generating
-    with autocast(model, precision):
+    with autocast(model, precision), _words_at(model, batch["labels"]):
         answer: Tensor = model(**inputs, **cache).logits
     return answer
+
+
+@contextlib.contextmanager
+def _words_at(model: PreTrainedModel, labels: Tensor) -> Iterator[None]:
+    """Inside, the output embedding computes only what is compared with a label, which may be one token in ten."""
+    embedding = model.get_output_embeddings()
+    if embedding is None or labels.dim() == 1:
+        yield
+        return
+
+    def keep(_: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        (hidden,) = inputs
+        return (hidden[(labels != IGNORED).to(hidden.device)],) if hidden.shape[:2] == labels.shape else None
+
+    handle = embedding.register_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager
