@@ -30,6 +30,13 @@ from smidgen import METHODS, AdapterFusion, Method, Pfeiffer, attach, embedded
 from smidgen.cli import app
 from smidgen.manifest import Manifest
 from smidgen.own import head_names
+from smidgen.process.pretrain_recipe import (
+    CorpusConfig,
+    PretrainingConfig,
+    PretrainRecipe,
+    TokenizerConfig,
+    load_pretrain_recipe,
+)
 from smidgen.process.recipe import DataConfig, Recipe, load_recipe
 from smidgen.process.run_recipe import TrainingConfig
 
@@ -117,6 +124,9 @@ def test_every_yaml_block_is_a_recipe_or_a_part_of_one(page: Path, tmp_path: Pat
         least = {"model": "embedded:minilm", "data": {"train": "embedded:tweets"}}
         path = tmp_path / f"{number}.yaml"
         path.write_text(block.code)
+        if "corpus:" in block.code:
+            assert load_pretrain_recipe(path), f"{page}, line {block.line}"
+            continue
         if "model:" not in block.code:
             fields = least | yaml.safe_load(block.code)
             fields["data"] = least["data"] | fields["data"]
@@ -245,6 +255,19 @@ def test_the_recipe_s_page_has_every_field_at_the_top() -> None:
     top = table(DOCS / "recipe.md", "field")
     assert [name for name in top if "." not in name] == [name for name in Recipe.model_fields if name in top]
     assert set(Recipe.model_fields) - set(top) <= {"data", "training"}
+
+
+def test_the_page_on_pretraining_has_every_field_and_its_default() -> None:
+    first, training = (
+        {row[0]: row[1] for row in rows[1:]} for rows in tables(DOCS / "pretraining.md") if rows[0][0] == "field"
+    )
+    sections = {"tokenizer.": TokenizerConfig, "corpus.": CorpusConfig}
+    wanted = {k: v for section, kind in sections.items() for k, v in defaults(kind, section).items()}
+    assert wanted.items() <= first.items()
+    assert {name.split(".")[0] for name in first} | {"training"} == set(PretrainRecipe.model_fields)
+    own = defaults(PretrainingConfig, "training.")
+    shared = defaults(TrainingConfig, "training.")
+    assert training == {name: value for name, value in own.items() if shared.get(name) != value}
 
 
 def test_the_page_on_storage_has_every_field_of_the_manifest() -> None:

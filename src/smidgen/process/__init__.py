@@ -1,6 +1,7 @@
 """The process around a technique, one step a file; each is a plain function that the command line calls too.
 
     recipe      what to do: load_recipe(path, overrides) -> Recipe; run_recipe: what all recipes share
+    pretrain    a model that learns from text alone: prepare(recipe) -> Pretraining, run(it) -> metrics
     data        the examples: load_data(config, task) -> TaskData
     encoding    their tokens: encode(examples, task, tokenizer, max_length=..., template=...)
     batches     which of them make up a step, on every process
