@@ -159,6 +159,15 @@ def test_a_tokenizer_may_be_another_models(recipe: Path) -> None:
         (["model.type=vit", "model.config={}"], "vit is no model of language"),
         (["model.config.hiden_size=3"], "model.config.hiden_size is no field of .*Did you mean 'hidden_size'"),
         (["model.config.vocab_size=3"], "model.config.vocab_size is given by the tokenizer"),
+        (
+            ["model.config.hidden_size=33"],
+            "cannot be made for (masked|causal) language modelling|does not make a llama",
+        ),
+        (
+            ["model={typ: bert}"],
+            r"model.type is not given(.|\n)*model.typ is no field of a recipe. Did you mean type\?",
+        ),
+        (["model=3"], "model=3 must be the name of a model, or a new one: {type: bert"),
         (["technique=lora"], "technique=lora leaves a new model's random weights as they are"),
         (["model=embedded:minilm"], "tokenizer is that of a new model"),
         (["corpus.validation_share=0.0001"], "The corpus has 0 tokens to validate on"),
@@ -167,7 +176,7 @@ def test_a_tokenizer_may_be_another_models(recipe: Path) -> None:
 def test_what_does_not_go_together_is_named(recipe: Path, changes: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         job(recipe, *changes)
-    assert not (recipe.parent / "out" / "model").exists()
+    assert not (recipe.parent / "out").exists()
 
 
 def test_a_technique_that_is_no_change_of_weights_is_refused(recipe: Path) -> None:

@@ -85,14 +85,14 @@ def model_and_tokenizer(
     Raises:
         UserError: one of them cannot be had.
     """
-    import transformers
-
     training = recipe.training
     if isinstance(recipe.model, str):
         what = f"{objective} language modelling"
         return from_pretrained(
             recipe.model, AUTO_CLASSES[objective], what, seed=training.seed, dtype=DTYPES[training.precision]
         )
+    with torch.device("meta"):  # what cannot be made is said before the corpus is read
+        _made(recipe.model, objective, _config(recipe.model))
     tokenizer = _tokenizer(recipe, objective, paths)
     names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
     config = _config(
@@ -102,15 +102,19 @@ def model_and_tokenizer(
         **{name: getattr(tokenizer, name) for name in names},
     )
     torch.manual_seed(training.seed)
-    auto: Any = getattr(transformers, AUTO_CLASSES[objective])
+    return _made(recipe.model, objective, config, dtype=DTYPES[training.precision]), tokenizer
+
+
+def _made(model: NewModel, objective: Objective, config: PretrainedConfig, **arguments: Any) -> PreTrainedModel:
+    import transformers
+
     try:
-        model = auto.from_config(config, dtype=DTYPES[training.precision])
+        made: PreTrainedModel = getattr(transformers, AUTO_CLASSES[objective]).from_config(config, **arguments)
     except Exception as error:  # as of a configuration
         raise UserError(
-            f"model.type={recipe.model.type} cannot be made for {objective} language modelling: "
-            f"{' '.join(str(error).split())}"
+            f"model.type={model.type} cannot be made for {objective} language modelling: {' '.join(str(error).split())}"
         ) from error
-    return model, tokenizer
+    return made
 
 
 def _tokenizer(recipe: PretrainRecipe, objective: Objective, paths: Sequence[Path]) -> PreTrainedTokenizerBase:

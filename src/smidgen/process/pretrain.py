@@ -6,6 +6,7 @@ bits, as fine-tuning does, with the same loop.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
@@ -104,6 +105,18 @@ def prepare(recipe: PretrainRecipe, *, resume: bool = False) -> Pretraining:
         UserError: a part of it cannot be used, they do not go together, or an unfinished run is in the way.
     """
     check_start(recipe, resume=resume)
+    folder = Path(recipe.output)
+    try:
+        return _prepared(recipe)
+    except UserError:
+        if not checkpoint.exists(folder / "checkpoint") and this_process().is_main_process:
+            _clear(folder)
+            with contextlib.suppress(OSError):  # it holds more
+                folder.rmdir()
+        raise
+
+
+def _prepared(recipe: PretrainRecipe) -> Pretraining:
     corpus, folder, process = recipe.corpus, Path(recipe.output), this_process()
     paths = text_files(corpus.train)
     held = text_files(corpus.validation) if corpus.validation else None
@@ -182,10 +195,15 @@ def run(job: Pretraining, *, resume: bool = False, quiet: bool = False) -> dict[
             job.model.save_pretrained(new, state_dict=weights if is_sharded(job.model) else None)
             job.tokenizer.save_pretrained(new)
         files.write_json(folder / "metrics.json", metrics)
-        for left in (stopped, folder / "tokens", folder / "tokenizer"):
-            shutil.rmtree(left, ignore_errors=True)
+        _clear(folder)
     this_process().wait_for_everyone()
     return metrics
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run needs while it lasts."""
+    for name in ("checkpoint", "tokens", "tokenizer"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _metrics(job: Pretraining, progress: Progress, before: Scores, peak: int) -> dict[str, Any]:

@@ -10,14 +10,18 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PlainSerializer,
+    PlainValidator,
     StrictBool,
     StrictFloat,
     StrictStr,
+    ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
-from smidgen.process.fields import Count, ModelName, OutputFolder, Share, Source, Text
-from smidgen.process.problems import shown
+from smidgen.process.fields import Count, ModelName, OutputFolder, Share, Source, Text, filled, model_name
+from smidgen.process.problems import Problems, explain, shown
 from smidgen.process.run_recipe import RunRecipe, Section, Technique, TrainingConfig, read_recipe
 from smidgen.process.technique import TechniqueSpec
 from smidgen.process.vocabulary import Objective
@@ -48,6 +52,24 @@ class NewModel(Section):
 
     type: Text
     config: dict[StrictStr, Any] = Field(default_factory=dict)
+
+
+def _start(value: object, info: ValidationInfo) -> str | NewModel:
+    """A model's name, or the fields of a new one."""
+    if isinstance(value, dict):
+        try:
+            return NewModel.model_validate(value)
+        except ValidationError as error:
+            raise Problems(explain(error, NewModel)) from error
+    if isinstance(value, NewModel):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("must be the name of a model, or a new one: {type: bert, config: {hidden_size: 128}}.")
+    return model_name(filled(value), info)
+
+
+def _written(model: str | NewModel) -> Any:
+    return model if isinstance(model, str) else model.model_dump(mode="json")
 
 
 class TokenizerConfig(Section):
@@ -114,7 +136,7 @@ class PretrainRecipe(RunRecipe):
     command: ClassVar = "pretrain"
     metric: ClassVar = "loss"
 
-    model: ModelName | NewModel
+    model: Annotated[str | NewModel, PlainValidator(_start), PlainSerializer(_written, return_type=Any)]
     tokenizer: TokenizerConfig = TokenizerConfig()
     objective: Objective | None = None
     corpus: CorpusConfig
