@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from training import Row, all_of, train
 
 from smidgen import METHODS
-from smidgen.files import write_json
-
-Row = dict[str, float | str]
 
 
 def main() -> None:
@@ -34,19 +30,18 @@ def main() -> None:
     parser.add_argument("--options", default="{}", help="JSON: options of the technique, such as '{\"rank\": 16}'")
     chosen = parser.parse_args()
     options = json.loads(chosen.options)
-    rows: list[Row] = json.loads(chosen.results.read_text()) if chosen.results.exists() else []
-    rows = [row for row in rows if "error" not in row]
     wanted = [
-        {"name": name, **options, "learning_rate": rounded(METHODS[name].learning_rates[chosen.kind] * float(factor))}
+        {
+            "technique": {
+                "name": name,
+                **options,
+                "learning_rate": rounded(METHODS[name].learning_rates[chosen.kind] * float(factor)),
+            }
+        }
         for name in chosen.only.split(",")
         for factor in chosen.factors.split(",")
     ]
-    missing = [entry for entry in wanted if not any(row["technique"] == entry for row in rows)]
-    with ThreadPoolExecutor(chosen.jobs) as pool:
-        for row in pool.map(lambda entry: run(chosen.recipe, entry, chosen.jobs), missing):
-            rows.append(row)
-            write_json(chosen.results, rows)
-            print(json.dumps(row), flush=True)
+    all_of(wanted, chosen.results, lambda entry: run(chosen.recipe, entry, chosen.jobs), chosen.jobs)
 
 
 def rounded(rate: float) -> float:
@@ -54,19 +49,13 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.2g}")
 
 
-def run(recipe: Path, technique: dict[str, object], jobs: int) -> Row:
-    """Train once; the technique and its validation scores."""
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "smidgen", "train", str(recipe), "--json"]
-        command += ["--set", f"technique={json.dumps(technique)}", "--set", f"output={folder}/run"]
-        ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": threads})
-    if ended.returncode:
-        return {"technique": technique, "error": ended.stderr.strip().splitlines()[-1]}
-    metrics = json.loads(ended.stdout)
+def run(recipe: Path, entry: Mapping[str, Any], jobs: int) -> Row:
+    """The validation scores of one run."""
+    metrics = train(recipe, entry, jobs)
+    if "error" in metrics:
+        return metrics
     best = metrics["curve"][metrics["best_epoch"] - 1]
     return {
-        "technique": technique,
         "validation": round(best["validation_score"], 4),
         "validation_loss": round(best["validation_loss"], 4),
         "best_epoch": metrics["best_epoch"],

@@ -1,7 +1,8 @@
-"""A comparison or a sweep as a Markdown table for the docs.
+"""A comparison, a sweep, or every technique's runs as a Markdown table for the docs.
 
 python benchmarks/table.py runs/demo/compare.json
 python benchmarks/table.py benchmarks/results/sweep-tweets.json
+python benchmarks/table.py benchmarks/results/every-banking77.json
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
+from smidgen import METHODS
 from smidgen.report import numbers
 from smidgen.report.numbers import metric_named
 
@@ -46,6 +49,27 @@ def sweep(rows: list[dict[str, Any]]) -> Iterator[str]:
         )
 
 
+def every(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The mean over the seeds and their standard deviation, the best first."""
+    yield "| technique | score, % | deviation | trained | seconds | disk |"
+    yield "|---|---|---|---|---|---|"
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        runs.setdefault(row["technique"], []).append(row)
+    for name, own in sorted(runs.items(), key=lambda item: -mean(row["score"] for row in item[1])):
+        scores = [100 * row["score"] for row in own]
+        cells = [
+            f"[{METHODS[name].title}](techniques/{name}.md)",
+            f"{mean(scores):.1f}",
+            f"{stdev(scores):.1f}" if len(scores) > 1 else numbers.MISSING,
+            numbers.percent(own[0]["share"]),
+            f"{mean(row['seconds'] for row in own):.0f}",
+            numbers.size(own[0]["disk_bytes"]),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
 if __name__ == "__main__":
     found = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    print("\n".join(comparison(found) if isinstance(found, dict) else sweep(found)))
+    kind = comparison if isinstance(found, dict) else every if "seed" in found[0] else sweep
+    print("\n".join(kind(found)))

@@ -1,0 +1,52 @@
+"""Many training runs of one recipe, several at once, each kept in a file as soon as it is there: no command itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from smidgen.files import write_json
+
+Row = dict[str, Any]
+
+
+def all_of(
+    wanted: Sequence[Mapping[str, Any]], results: Path, run: Callable[[Mapping[str, Any]], Row], jobs: int
+) -> None:
+    """Run what the file of results lacks; a row of it has the keys that were wanted, and those that `run` gives.
+
+    Args:
+        wanted: what each run is told by.
+        results: a list of rows; those with an `error` are tried again.
+        run: gives the rest of a row.
+        jobs: runs at once.
+    """
+    rows: list[Row] = json.loads(results.read_text()) if results.exists() else []
+    rows = [row for row in rows if "error" not in row]
+    missing = [entry for entry in wanted if not any(entry.items() <= row.items() for row in rows)]
+    with ThreadPoolExecutor(jobs) as pool:
+        for row in pool.map(lambda entry: {**entry, **run(entry)}, missing):
+            rows.append(row)
+            write_json(results, rows)
+            print(json.dumps(row), flush=True)
+
+
+def train(recipe: Path, changes: Mapping[str, Any], jobs: int) -> Row:
+    """What a run's metrics.json holds, or its error; its files are not kept."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "smidgen", "train", str(recipe), "--json"]
+        for name, value in {**changes, "output": f"{folder}/run"}.items():
+            command += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+        ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": threads})
+    if ended.returncode:
+        return {"error": ended.stderr.strip().splitlines()[-1]}
+    found: Row = json.loads(ended.stdout)
+    return found
