@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from smidgen.errors import UserError
-from smidgen.process.data import Example, TaskData, load_data
+from smidgen.process.data import Example, TaskData, load_data, read_examples
 from smidgen.process.recipe import DataConfig, Task
 from smidgen.process.splits import normalize
 
@@ -172,3 +172,21 @@ def test_the_fingerprint_follows_the_rows_and_not_the_file(tmp_path):
     before = load(tmp_path, train=rows(30)).fingerprint()
     assert load(tmp_path, train=rows(30)).fingerprint() == before
     assert load(tmp_path, train=rows(31)).fingerprint() != before
+
+
+def test_a_group_is_never_parted_and_what_two_given_splits_share_is_said(tmp_path):
+    lines = ["text,label,person", *(f"text {row},{'xy'[row % 2]},p{row // 4}" for row in range(120))]
+    (tmp_path / "all.csv").write_text("\n".join(lines))
+    data = load_data(DataConfig(train=str(tmp_path / "all.csv"), group="person"), "classification")
+    person = {f"text {row}": row // 4 for row in range(120)}
+    people = [{person[example.text] for example in split} for split in (data.train, data.validation, data.test)]
+    assert not people[0] & people[1]
+    assert not (people[0] | people[1]) & people[2]
+    assert all(people)
+    assert "with no text and no group in two splits" in data.notes[0]
+    (tmp_path / "test.csv").write_text("text,label,person\nnew,x,p3\nother,y,new\n")
+    config = DataConfig(train=str(tmp_path / "all.csv"), test=str(tmp_path / "test.csv"), group="person")
+    said = "1 of the 2 rows of data.test belong to 1 group of data.train ('p3'): a score on them is no measure"
+    assert any(note.startswith(said) for note in load_data(config, "classification").notes)
+    (tmp_path / "new.csv").write_text("text,label\nnew,x\n")
+    assert len(read_examples(str(tmp_path / "new.csv"), config, "classification", ("x", "y"))[0]) == 1

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import random
 from collections import Counter
 
+import networkx as nx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smidgen.process.splits import normalize, set_aside
+from smidgen.process.splits import normalize, set_aside, together
 
 ROWS = st.lists(st.tuples(st.sampled_from("ABCDEFGHIJ ab"), st.sampled_from("xyz")), min_size=1, max_size=60)
 SHARES = st.floats(0.01, 0.9)
@@ -73,3 +75,30 @@ def test_a_text_that_takes_half_of_the_rows_is_not_torn_apart():
 def test_duplicates_are_told_by_letters_not_by_case_or_space():
     assert normalize(" Ｆull\u00a0WIDTH\n straße ") == normalize("full width STRASSE")
     assert normalize("a b") != normalize("ab")
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 6)), min_size=1, max_size=40))
+def test_what_shares_a_text_or_a_group_stays_together(pairs):
+    texts, groups = [f"Text {text}" for text, _ in pairs], [f"group {group}" for _, group in pairs]
+    found = together(texts, groups)
+    assert sorted(row for rows in found.values() for row in rows) == list(range(len(pairs)))
+    place = {row: name for name, rows in found.items() for row in rows}
+    for one in range(len(pairs)):
+        for other in range(one):
+            if pairs[one][0] == pairs[other][0] or pairs[one][1] == pairs[other][1]:
+                assert place[one] == place[other]
+    linked = nx.Graph([(("text", text), ("group", group)) for text, group in pairs])
+    assert len(found) == nx.number_connected_components(linked)
+
+
+def test_no_group_is_parted():
+    draw = random.Random(0)
+    groups = [f"person {draw.randrange(40)}" for _ in range(200)]
+    texts, labels = [f"text {row}" for row in range(200)], [draw.choice("ab") for _ in range(200)]
+    aside = set_aside(texts, labels, 0.2, seed=0, groups_of=groups)
+    assert not {groups[row] for row in aside} & {groups[row] for row in set(range(200)) - set(aside)}
+    assert 25 <= len(aside) <= 55
+    order = draw.sample(range(200), 200)
+    mixed = ([column[row] for row in order] for column in (texts, labels, groups))
+    again = set_aside(next(mixed), next(mixed), 0.2, seed=0, groups_of=next(mixed))
+    assert sorted(order[row] for row in again) == aside

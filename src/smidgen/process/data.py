@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from smidgen.errors import UserError
 from smidgen.process.problems import shown, unknown
@@ -19,11 +20,16 @@ from smidgen.process.tables import as_text, read_table
 Target = str | tuple[Span, ...]
 """A label, an answer, or labelled spans."""
 
-Row = tuple[str, Target]
-"""A text and what belongs to it."""
-
 LABELS_NAMED = 10
 """How many labels a note names."""
+
+
+class Row(NamedTuple):
+    """A row of a source: its text, what belongs to it, and the group that it may not be parted from, if it has one."""
+
+    text: str
+    target: Target
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,8 @@ def read_examples(
     Raises:
         UserError: the source can't be read, or has a label that is not among `labels`.
     """
-    rows, notes = _read(source, config, task, field="data")
+    ungrouped = config.model_copy(update={"group": None})  # nothing is split here
+    rows, notes = _read(source, ungrouped, task, field="data")
     unseen = set() if task == "generation" else {label for row in rows for label in _labels_in(row)} - set(labels)
     if unseen:
         raise UserError(f"{source} has labels that the adapter was not trained on: {_listed(sorted(unseen))}.")
@@ -121,13 +128,15 @@ def _read(source: str, config: DataConfig, task: Task, *, field: str) -> tuple[l
 
     def convert(values: Sequence[object]) -> Row:
         text = as_text(values[0], config.text)
+        group = as_text(values[2], config.group) if config.group else ""
         if task == "token-classification":
-            return text, read_spans(values[1], text)
+            return Row(text, read_spans(values[1], text), group)
         target = as_text(values[1], column)
-        return text, target.strip() if task == "classification" else target
+        return Row(text, target.strip() if task == "classification" else target, group)
 
-    columns, skip_bad = (config.text, column), config.bad_rows == "skip"
-    return read_table(source, columns, field=field, skip_bad=skip_bad, convert=convert)
+    columns, skip_bad = (config.text, column, *([config.group] if config.group else [])), config.bad_rows == "skip"
+    rows, notes = read_table(source, columns, field=field, skip_bad=skip_bad, convert=convert)
+    return [Row(*row) for row in rows], notes
 
 
 def _examples(rows: Sequence[Row], task: Task, labels: Sequence[str]) -> list[Example]:
@@ -138,13 +147,13 @@ def _examples(rows: Sequence[Row], task: Task, labels: Sequence[str]) -> list[Ex
         else Example(text, label=number[target])
         if task == "classification"
         else Example(text, answer=target)
-        for text, target in rows
+        for text, target, _ in rows
     ]
 
 
 def _labels_in(row: Row) -> tuple[str, ...]:
     """The labels of a row: its own, or those of its spans."""
-    _, target = row
+    target = row.target
     return (target,) if isinstance(target, str) else tuple(span.label for span in target)
 
 
@@ -173,7 +182,7 @@ def _conflicts(rows: Sequence[Row]) -> list[str]:
     """A note on training texts that have several labels."""
     found: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        found[normalize(row[0])].update(_labels_in(row))
+        found[normalize(row.text)].update(_labels_in(row))
     conflicting = {text: labels for text, labels in found.items() if len(labels) > 1}
     if not conflicting:
         return []
@@ -189,7 +198,7 @@ def _repeats(splits: Mapping[str, Sequence[Row]]) -> list[str]:
     notes = []
     for split in ("validation", "test"):
         rows = splits.get(split, ())
-        repeated = len(rows) - len({normalize(text) for text, _ in rows})
+        repeated = len(rows) - len({normalize(row.text) for row in rows})
         if repeated:
             notes.append(
                 f"{repeated} of the {len(rows)} rows of data.{split} repeat the text of an earlier one, which counts "
@@ -200,15 +209,22 @@ def _repeats(splits: Mapping[str, Sequence[Row]]) -> list[str]:
 
 def _overlaps(splits: Mapping[str, Sequence[Row]]) -> list[str]:
     """Notes on texts that occur in two of the given splits."""
-    texts = {split: {normalize(text) for text, _ in rows} for split, rows in splits.items()}
+    texts = {split: {normalize(row.text) for row in rows} for split, rows in splits.items()}
+    groups = {split: {row.group for row in rows} - {""} for split, rows in splits.items()}
     notes = []
     for later, earlier in (("validation", "train"), ("test", "train"), ("test", "validation")):
         shared = texts.get(later, set()) & texts.get(earlier, set())
         if shared:
-            count = sum(normalize(text) in shared for text, _ in splits[later])
+            count = sum(normalize(row.text) in shared for row in splits[later])
             notes.append(
                 f"{count} of the {len(splits[later])} rows of data.{later} have a text that data.{earlier} has "
                 "as well: a score on them is no measure of new texts."
+            )
+        if both := groups.get(later, set()) & groups.get(earlier, set()):
+            count = sum(row.group in both for row in splits[later])
+            notes.append(
+                f"{count} of the {len(splits[later])} rows of data.{later} belong to {_count(both, 'group')} of "
+                f"data.{earlier} ({_listed(sorted(both))}): a score on them is no measure of new groups."
             )
     return notes
 
@@ -222,11 +238,12 @@ def _make_splits(splits: dict[str, list[Row]], config: DataConfig, task: Task) -
     for split in wanted:
         train = splits["train"]
         share = min(1.0, shares[split] * whole / len(train))  # of the rows that are left
-        texts = [text for text, _ in train]
-        labels = [target if stratify and isinstance(target, str) else "" for _, target in train]
-        chosen = set(set_aside(texts, labels, share, seed=config.seed))
+        texts = [row.text for row in train]
+        labels = [row.target if stratify and isinstance(row.target, str) else "" for row in train]
+        groups = [row.group for row in train] if config.group else None
+        chosen = set(set_aside(texts, labels, share, seed=config.seed, groups_of=groups))
         if not chosen:
-            each = " for any label" if stratify else ""
+            each = (" of different groups" if config.group else "") + (" for any label" if stratify else "")
             raise UserError(
                 f"data.train has {whole} rows, and not two different texts{each} to set a {split} split aside from. "
                 f"Add rows, or give a file as data.{split}."
@@ -235,8 +252,9 @@ def _make_splits(splits: dict[str, list[Row]], config: DataConfig, task: Task) -
         splits["train"] = [row for index, row in enumerate(train) if index not in chosen]
     if not wanted:
         return []
+    group = " and no group" if config.group else ""
     sizes = " and ".join(f"data.{split} ({len(splits[split])} rows)" for split in wanted)
-    notes = [f"Set aside from the {whole} rows of data.train, with no text in two splits: {sizes}."]
+    notes = [f"Set aside from the {whole} rows of data.train, with no text{group} in two splits: {sizes}."]
     kinds = {split: {label for row in splits[split] for label in _labels_in(row)} for split in ("train", "test")}
     unmeasured = sorted(kinds["train"] - kinds["test"])
     if task != "generation" and "test" in wanted and unmeasured:

@@ -66,6 +66,8 @@ class DataConfig(Section):
         spans: the column of the labelled spans (token classification): lists of {"start": 4, "end": 9, "label": "city"}
             in characters of the text, from `start` up to, not including, `end`.
         answer: the column of the answers (generation).
+        group: a column whose rows of the same value are never parted, such as a conversation or a person; None: there
+            is none.
         template: how a text is written for the model; {text} stands for it, once.
         max_length: tokens of a row, answer included; None: the model's limit less the adapter's virtual tokens.
         bad_rows: whether a row that can't be used is an error or skipped and counted.
@@ -81,6 +83,7 @@ class DataConfig(Section):
     label: Text = "label"
     spans: Text = "spans"
     answer: Text = "answer"
+    group: Text | None = None
     template: Text = "{text}"
     max_length: Count | None = None
     bad_rows: Literal["error", "skip"] = "error"

@@ -13,25 +13,26 @@ def normalize(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def set_aside(texts: Sequence[str], labels: Sequence[str], share: float, *, seed: int) -> list[int]:
+def set_aside(
+    texts: Sequence[str], labels: Sequence[str], share: float, *, seed: int, groups_of: Sequence[str] | None = None
+) -> list[int]:
     """Chooses rows for another split.
 
-    Rows of the same text (see `normalize`) stay together. Each label gives its share, to within a row or a group of
-    equal texts, but never its last text, so that training still sees every label; a label with a single text gives
-    none. Hashes of the seed and the texts decide, so the order of the rows does not matter.
+    Rows of the same text (see `normalize`) stay together, and so do rows of the same group. Each label gives its share,
+    to within a row or what stays together, but never its last text, so that training still sees every label; a label
+    with a single text gives none. Hashes of the seed and the texts decide, so the order of the rows does not matter.
 
     Args:
         texts: one for each row.
         labels: one for each row; all the same where there are none.
         share: of the rows whose labels have more than one text; at least one row is chosen if there are such.
         seed: of the hashes.
+        groups_of: one for each row, such as a conversation or a person; None: there are none.
 
     Returns:
         The indices of the chosen rows, ascending; empty if each label has a single text.
     """
-    groups: dict[str, list[int]] = {}
-    for row, text in enumerate(texts):
-        groups.setdefault(normalize(text), []).append(row)
+    groups = together(texts, groups_of)
     held = {text: {labels[row] for row in rows} for text, rows in groups.items()}
     left = Counter(label for group in held.values() for label in group)
     candidates = sorted(
@@ -50,6 +51,34 @@ def set_aside(texts: Sequence[str], labels: Sequence[str], share: float, *, seed
     if candidates and not chosen:
         chosen = groups[min(candidates, key=lambda text: len(groups[text]))]
     return sorted(chosen)
+
+
+def together(texts: Sequence[str], groups_of: Sequence[str] | None = None) -> dict[str, list[int]]:
+    """The rows that may not be parted, by the first of their normalized texts: they share a text, or a group."""
+    kinds: dict[tuple[bool, str], int] = {}  # a text or a group, and the number of what it belongs to
+    leaders: list[int] = []
+
+    def leader(number: int) -> int:
+        while leaders[number] != number:
+            leaders[number] = leaders[leaders[number]]
+            number = leaders[number]
+        return number
+
+    first: list[int] = []
+    for row, text in enumerate(texts):
+        keys = [(True, normalize(text))] + ([(False, groups_of[row])] if groups_of is not None else [])
+        known = [leader(kinds[key]) for key in keys if key in kinds]
+        if not known:
+            known.append(len(leaders))
+            leaders.append(len(leaders))
+        for other in known[1:]:
+            leaders[other] = known[0]
+        kinds.update(dict.fromkeys(keys, known[0]))
+        first.append(known[0])
+    rows: dict[int, list[int]] = {}
+    for row, number in enumerate(first):
+        rows.setdefault(leader(number), []).append(row)
+    return {min(normalize(texts[row]) for row in own): own for own in rows.values()}
 
 
 def _hash(seed: int, text: str) -> bytes:
