@@ -18,7 +18,20 @@ import transformers
 from smidgen.cli import main
 from tests.process.tiny import save_recipe
 
-COMMANDS = ("demo", "plan", "train", "evaluate", "predict", "compare", "merge", "export", "explain", "methods")
+COMMANDS = (
+    "demo",
+    "data",
+    "plan",
+    "pretrain",
+    "train",
+    "evaluate",
+    "predict",
+    "compare",
+    "merge",
+    "export",
+    "explain",
+    "methods",
+)
 
 
 @dataclasses.dataclass

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 our mistake, 2 the user's, 130 stopped by Ctrl-C.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -100,6 +101,40 @@ def demo(
     write_text(path, RECIPE)
     recipe = load_recipe(path, [*(set_ or []), "output=."])
     _compare(recipe, command_line("demo", "--output", str(output), *_changes(set_)), as_json=False)
+
+
+@app.command()
+def data(
+    recipe: RecipeFile,
+    set_: Set = None,
+    save: Annotated[Path | None, typer.Option(help="A folder for the splits as files, and a recipe of them.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a recipe's data before training: repeated and shared texts, doubtful labels, lengths, what looks wrong.
+
+    Writes the page data.html into the recipe's output folder.
+
+    Examples: `smidgen data recipe.yaml`, `smidgen data recipe.yaml --save fixed`
+    """
+    from smidgen.process.compare import command_line
+    from smidgen.process.inspection import inspect_data
+    from smidgen.process.job import prepare
+    from smidgen.process.recipe import load_recipe
+    from smidgen.process.saved_splits import save_splits
+    from smidgen.report.page import write_data_page
+    from smidgen.report.terminal import inspection_lines
+
+    job = prepare(load_recipe(recipe, set_ or []))
+    found = inspect_data(job)
+    page = Path(job.recipe.output) / "data.html"
+    write_data_page(found, job.recipe, command_line("data", str(recipe), *_changes(set_)), page)
+    saved = save_splits(job, save) if save is not None else None
+    if as_json:
+        _print_json(dataclasses.asdict(found))
+        return
+    _print(*inspection_lines(found), f"\nThe page is {page}")
+    if saved is not None:
+        _print(f"The splits are in {saved.parent}; go on with: smidgen plan {saved}")
 
 
 @app.command()

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
+from smidgen.process.inspection import Finding, Found, Inspection, Lengths
+from smidgen.process.recipe import Recipe
 from smidgen.report import page, write_page
+from smidgen.report.page import write_data_page
 
 from .comparisons import comparison, failed, technique
 
@@ -247,3 +251,21 @@ def _luminance(colour: str) -> float:
     channels = (int(digits[start : start + 2], 16) / 255 for start in (0, 2, 4))
     linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_page_of_the_data_holds_what_was_found_and_nothing_runs(tmp_path: Path) -> None:
+    found = Inspection(
+        rows={"train": 3, "validation": 1, "test": 1},
+        labels=[{"label": HOSTILE, "train": 3, "validation": 1, "test": 1}],
+        lengths=[Lengths("train", 3, 5, 9, 1)],
+        limit=8,
+        language=None,
+        findings=[Finding(HOSTILE, HOSTILE, [Found("train", 2, HOSTILE, HOSTILE)])],
+        good=[HOSTILE],
+    )
+    recipe = Recipe.model_validate({"model": "m", "data": {"train": "a.csv"}, "output": "out"})
+    write_data_page(found, recipe, HOSTILE, tmp_path / "data.html")
+    html = (tmp_path / "data.html").read_text()
+    assert HOSTILE not in html
+    assert html.count(str(escape(HOSTILE))) >= 6
+    assert "script-src 'sha256-" in html

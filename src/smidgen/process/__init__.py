@@ -2,6 +2,7 @@
 
     recipe      what to do: load_recipe(path, overrides) -> Recipe; run_recipe: what all recipes share
     pretrain    a model that learns from text alone: prepare(recipe) -> Pretraining, run(it) -> metrics
+    inspection  what to look at in them before training: inspect_data(job) -> Inspection
     data        the examples: load_data(config, task) -> TaskData
     encoding    their tokens: encode(examples, task, tokenizer, max_length=..., template=...)
     batches     which of them make up a step, on every process

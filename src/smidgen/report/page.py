@@ -1,4 +1,4 @@
-"""The page of a comparison: one HTML file that holds everything it needs and never asks the network for anything."""
+"""The pages: HTML files, each of which holds everything that it needs and never asks the network for anything."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -21,6 +21,10 @@ from smidgen.report.interval import intervals, swatch
 from smidgen.report.numbers import Metric, metric_named
 from smidgen.report.results import Comparison
 from smidgen.report.tradeoff import tradeoff
+
+if TYPE_CHECKING:
+    from smidgen.process.inspection import Inspection
+    from smidgen.process.recipe import Recipe
 
 _LOADER = PackageLoader("smidgen.report")
 _ENVIRONMENT = Environment(
@@ -48,8 +52,34 @@ def write_page(comparison: Mapping[str, Any], path: Path) -> None:
         ValueError: a value has the wrong type, such as a text where a number belongs.
         UserError: the disk is full.
     """
-    html = _render(Comparison.model_validate(comparison))
+    _write(path, _render(Comparison.model_validate(comparison)))
+
+
+def write_data_page(inspection: Inspection, recipe: Recipe, command: str, path: Path) -> None:
+    """Write the page of what was found in a recipe's data to `path`, atomically.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    title = Path(recipe.data.train).name if recipe.data.train.startswith(("/", ".")) else recipe.data.train
+    page = _ENVIRONMENT.get_template("data.html").render(
+        title=title, found=inspection, command=command, recipe=recipe.written(), **_assets()
+    )
+    _write(path, page)
+
+
+def _write(path: Path, html: str) -> None:
     write_text(path, html.encode("utf-8", "replace").decode("utf-8"))  # half a surrogate pair in a label is not UTF-8
+
+
+def _assets() -> dict[str, Any]:
+    """The style and the script of every page, and the hash by which the script is the only one that may run."""
+    script = _source("script.js")
+    return {
+        "style": _source("style.css"),
+        "script": script,
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
 
 
 def _render(comparison: Comparison) -> str:
@@ -57,7 +87,6 @@ def _render(comparison: Comparison) -> str:
     metric = metric_named(comparison.metric)
     entries = entries_of(comparison)
     done = [entry for entry in entries if entry.technique.done]
-    script = _source("script.js")
     return _ENVIRONMENT.get_template("page.html").render(
         comparison=comparison,
         created=_date(comparison.created),
@@ -71,9 +100,7 @@ def _render(comparison: Comparison) -> str:
         curves=_curve_views(entries, comparison.metric, metric),
         with_classes=[entry for entry in done if entry.technique.confusion or entry.technique.per_class],
         confusion=confusion,
-        style=_source("style.css"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **_assets(),
     )
 
 

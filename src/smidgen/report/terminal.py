@@ -16,6 +16,7 @@ from smidgen.report import numbers
 from smidgen.report.table import print_table
 
 if TYPE_CHECKING:
+    from smidgen.process.inspection import Inspection
     from smidgen.process.plan import Plan
     from smidgen.process.pretrain import Pretraining
 
@@ -37,6 +38,31 @@ def plan_lines(plan: Plan) -> Iterator[str | Text]:
     yield f"Disk     {numbers.size(plan.disk_bytes)} for the adapter"
     yield f"Memory   about {numbers.size(plan.memory_bytes)} at the peak (estimated from a trial step)"
     yield f"Time     about {numbers.duration(plan.seconds)} of training (estimated from a trial step)"
+
+
+def inspection_lines(found: Inspection, *, most: int = 3) -> Iterator[str]:
+    """What was found in the data: sizes, lengths, labels, and what to look at with some rows of each."""
+    sizes = ", ".join(f"{numbers.count(count)} {split}" for split, count in found.rows.items())
+    yield f"Rows     {sizes}" + (f"; language {found.language}" if found.language else "")
+    if found.labels:
+        first, last = found.labels[0], found.labels[-1]
+        yield (
+            f"Labels   {len(found.labels)}, from {numbers.count(first['train'])} to train on ({first['label']}) to "
+            f"{numbers.count(last['train'])} ({last['label']})"
+        )
+    for row in found.lengths:
+        cut = f", {numbers.count(row.cut)} are cut" if row.cut else ""
+        yield (
+            f"Tokens   {row.split}: {row.median} in the middle, {row.most} in 95 of 100 rows, {row.longest} at most; "
+            f"{found.limit} fit{cut}"
+        )
+    for finding in found.findings:
+        yield f"\n! {finding.title}: {finding.summary}"
+        for shown in finding.rows[:most]:
+            note = f"  ({shown.note})" if shown.note else ""
+            yield f"    {shown.split} {shown.number}: {' '.join(shown.text.split())}{note}"
+    if found.good:
+        yield "\n  " + " ".join(found.good)
 
 
 def pretraining_lines(job: Pretraining) -> Iterator[str]:

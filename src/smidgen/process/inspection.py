@@ -1,0 +1,307 @@
+"""What a careful person looks at before training: what repeats, what is rare, what is cut, what looks wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from smidgen.process.data import Example
+from smidgen.process.job import Job
+from smidgen.process.mislabelled import doubtful
+from smidgen.process.odd_text import damage, foreign
+from smidgen.process.recipe import Task
+from smidgen.process.similar import nearly_equal
+from smidgen.process.splits import normalize
+
+SPLITS = ("train", "validation", "test")
+
+SHOWN = 20
+"""Rows that a finding lists."""
+
+FEW = 10
+"""Training rows below which a label is rare."""
+
+LONGEST_ROW = 1 << 20
+"""Tokens; a row is not cut before it is measured."""
+
+ANSWERS: dict[Task, str] = {"classification": "labels", "token-classification": "spans", "generation": "answers"}
+
+
+class Found(NamedTuple):
+    """A row of a finding: its split, its number there from 1, its text, and what about it."""
+
+    split: str
+    number: int
+    text: str
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that a person should look at before training.
+
+    Attributes:
+        title: of a section.
+        summary: what was found, in a sentence.
+        rows: where, the clearest first; not all of them if there are many.
+    """
+
+    title: str
+    summary: str
+    rows: list[Found] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Tokens of the rows of a split as they are written for the model; `most` is that of 95 rows in 100."""
+
+    split: str
+    median: int
+    most: int
+    longest: int
+    cut: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What was looked at, and what was found.
+
+    Attributes:
+        rows: of each split.
+        labels: of each label its name, and its rows or spans in each split, the most frequent first.
+        lengths: of each split.
+        limit: the most tokens in a row, beside the technique's virtual ones.
+        language: that of two thirds of the texts, as ISO 639 has it; None: it is not clear.
+        findings: what to look at.
+        good: what was looked for and not found, in sentences.
+    """
+
+    rows: dict[str, int]
+    labels: list[dict[str, Any]]
+    lengths: list[Lengths]
+    limit: int
+    language: str | None
+    findings: list[Finding]
+    good: list[str]
+
+
+def inspect_data(job: Job) -> Inspection:
+    """Look at a recipe's data.
+
+    Args:
+        job: with the data in it.
+    """
+    look = Look(job)
+    findings: list[Finding] = []
+    good: list[str] = []
+    for check in CHECKS:
+        if look.task in check.tasks:
+            found = list(check.find(look))
+            findings += [dataclasses.replace(finding, rows=finding.rows[:SHOWN]) for finding in found]
+            good += [] if found else [check.fine]
+    return Inspection(
+        rows={split: len(rows) for split, rows in look.splits.items()},
+        labels=look.labels,
+        lengths=_lengths(look),
+        limit=job.room.row,
+        language=look.language,
+        findings=findings,
+        good=good,
+    )
+
+
+class Look:
+    """The rows, as the checks need them.
+
+    Args:
+        job: with the data in it.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.task = job, job.recipe.task
+        self.splits: dict[str, list[Example]] = {split: getattr(job.data, split) for split in SPLITS}
+        self.plain = {split: [normalize(row.text) for row in rows] for split, rows in self.splits.items()}
+        self.places = [(split, number) for split, rows in self.splits.items() for number in range(len(rows))]
+        self.rows = [self.splits[split][number] for split, number in self.places]
+        self.language, self.strangers = foreign([row.text for row in self.rows])
+        counts = {
+            split: Counter(label for row in rows for label in self._of(row)) for split, rows in self.splits.items()
+        }
+        known = sorted(job.labels, key=lambda label: (-counts["train"][label], label))
+        self.labels: list[dict[str, Any]] = [
+            {"label": label, **{split: counts[split][label] for split in SPLITS}} for label in known
+        ]
+
+    def found(self, split: str, number: int, note: str = "") -> Found:
+        """A row of a finding; `number` counts from 0."""
+        return Found(split, number + 1, self.splits[split][number].text, note)
+
+    def answer(self, row: Example) -> str:
+        """A row's label, answer or spans as text."""
+        if row.label is not None:
+            return self.job.labels[row.label]
+        return (
+            row.answer if row.answer is not None else ", ".join(f"{s.label} {s.start}-{s.end}" for s in row.spans or ())
+        )
+
+    def _of(self, row: Example) -> Iterator[str]:
+        if row.label is not None:
+            yield self.job.labels[row.label]
+        yield from (span.label for span in row.spans or ())
+
+
+def shared(look: Look) -> Iterator[Finding]:
+    """Texts that are in two splits."""
+    for later, earlier in (("validation", "train"), ("test", "train"), ("test", "validation")):
+        known = set(look.plain[earlier])
+        rows = [number for number, text in enumerate(look.plain[later]) if text in known]
+        if rows:
+            yield Finding(
+                "Texts in two splits",
+                f"{_of(rows, look.plain[later])} of data.{later} with a text that data.{earlier} has as well: a score "
+                "on them is no measure of new texts.",
+                [look.found(later, row) for row in rows],
+            )
+
+
+def similar(look: Look) -> Iterator[Finding]:
+    """Texts that are nearly the same as one to train on."""
+    train, known = [row.text for row in look.splits["train"]], set(look.plain["train"])
+    for split in ("validation", "test"):
+        texts = [row.text for row in look.splits[split]]
+        pairs = [pair for pair in nearly_equal(texts, train) if look.plain[split][pair.one] not in known]
+        if pairs:
+            yield Finding(
+                "Nearly the same in two splits",
+                f"{_of(pairs, texts)} of data.{split} nearly the same as one of data.train: the score on them says "
+                "less of new texts than that on the others.",
+                [look.found(split, pair.one, f"in data.train: {train[pair.other]}") for pair in pairs],
+            )
+
+
+def repeated(look: Look) -> Iterator[Finding]:
+    """Texts that are in their split several times."""
+    for split, texts in look.plain.items():
+        counts, first = Counter(texts), {text: number for number, text in reversed(list(enumerate(texts)))}
+        rows = [look.found(split, first[text], f"{count} times") for text, count in counts.most_common() if count > 1]
+        if rows:
+            more = len(texts) - len(counts)
+            yield Finding(
+                "Repeated texts",
+                f"{more:,} of the {len(texts):,} rows of data.{split} with the text of one before; they count as well.",
+                rows,
+            )
+
+
+def contradicted(look: Look) -> Iterator[Finding]:
+    """Texts that have several labels, answers or spans."""
+    known: dict[str, dict[str, int]] = defaultdict(dict)
+    for index, (split, number) in enumerate(look.places):
+        known[look.plain[split][number]].setdefault(look.answer(look.rows[index]), index)
+    several = [answers for answers in known.values() if len(answers) > 1]
+    if several:
+        what = ANSWERS[look.task]
+        rows = [look.found(*look.places[min(own.values())], note=" / ".join(map(_short, own))) for own in several]
+        yield Finding(
+            f"Different {what} of one text", f"{_count(several, 'text')} with different {what} in different rows.", rows
+        )
+
+
+def mislabelled(look: Look) -> Iterator[Finding]:
+    """Labels that a classifier of words would not have given."""
+    labels = [look.answer(row) for row in look.rows]
+    doubts = doubtful([row.text for row in look.rows], labels)
+    if doubts:
+        yield Finding(
+            "Labels that may be wrong",
+            f"{_of(doubts, look.rows)} with a label that a classifier of words doubts, which may be wrong itself: read "
+            "the first, and mend those that are.",
+            [
+                look.found(*look.places[row], note=f"labelled {labels[row]}, looks like {label}")
+                for row, label, _ in doubts
+            ],
+        )
+
+
+def rare(look: Look) -> Iterator[Finding]:
+    """Labels that have few rows to learn from, or none to be tested on."""
+    few = [f"{label['label']} ({label['train']})" for label in reversed(look.labels) if label["train"] < FEW]
+    absent = [label["label"] for label in look.labels if not label["test"]]
+    unit = "spans" if look.task == "token-classification" else "rows"
+    if few:
+        yield Finding(
+            "Rare labels", f"{_count(few, 'label')} with fewer than {FEW} {unit} to train on: {_listed(few)}."
+        )
+    if absent:
+        yield Finding(
+            "Labels without a test",
+            f"{_count(absent, 'label')} not in data.test, so that no score says how they do: {_listed(absent)}.",
+        )
+
+
+def damaged(look: Look) -> Iterator[Finding]:
+    """Texts with characters that do not belong there."""
+    kinds: dict[str, list[Found]] = defaultdict(list)
+    for (split, number), row in zip(look.places, look.rows, strict=True):
+        if problem := damage(row.text):
+            kinds[problem.partition(" (")[0]].append(look.found(split, number, problem))
+    for kind, rows in kinds.items():
+        yield Finding("Texts that look damaged", f"{_of(rows, look.rows)} with {kind}.", rows)
+
+
+def strange(look: Look) -> Iterator[Finding]:
+    """Texts in another language than most."""
+    rows = [look.found(*look.places[index], note=f"looks like {code}") for index, code in look.strangers.items()]
+    if rows:
+        summary = f"{_of(rows, look.rows)} in what looks like another language than that of most ({look.language})."
+        yield Finding("Other languages", summary, rows)
+
+
+class Check(NamedTuple):
+    """Something to look for, what to say if it is not found, and in which tasks."""
+
+    find: Callable[[Look], Iterator[Finding]]
+    fine: str
+    tasks: tuple[Task, ...] = ("classification", "token-classification", "generation")
+
+
+CHECKS = (
+    Check(shared, "No text is in two splits."),
+    Check(similar, "No text is nearly the same as one to train on."),
+    Check(repeated, "No text is repeated in its split."),
+    Check(contradicted, "No text has different answers in different rows."),
+    Check(mislabelled, "No label looks wrong.", ("classification",)),
+    Check(rare, "No label is rare, and each is tested.", ("classification", "token-classification")),
+    Check(damaged, "No text looks damaged."),
+    Check(strange, "No text is clearly in another language than most."),
+)
+
+
+def _lengths(look: Look) -> list[Lengths]:
+    found = []
+    for split, rows in look.splits.items():
+        encoded, _ = look.job.encode(rows, max_length=LONGEST_ROW)
+        tokens = np.array([len(row.input_ids) for row in encoded])
+        middle, most = (int(np.percentile(tokens, share, method="higher")) for share in (50, 95))
+        found.append(Lengths(split, middle, most, int(tokens.max()), int((tokens > look.job.room.row).sum())))
+    return found
+
+
+def _of(some: Sequence[object], every: Sequence[object]) -> str:
+    return f"{len(some):,} of the {len(every):,} rows"
+
+
+def _count(things: Sequence[object], name: str) -> str:
+    return f"{len(things):,} {name}{'s' if len(things) != 1 else ''}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,0 +1,45 @@
+"""The splits of a recipe as files, with a recipe that reads them, so that they stay what they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from smidgen import files
+from smidgen.process.data import Example
+from smidgen.process.inspection import SPLITS
+from smidgen.process.job import Job
+from smidgen.process.recipe import TARGETS
+
+
+def save_splits(job: Job, folder: Path) -> Path:
+    """Write train.jsonl, validation.jsonl, test.jsonl and recipe.yaml.
+
+    Args:
+        job: with the data in it.
+        folder: a new one.
+
+    Returns:
+        The recipe's path.
+
+    Raises:
+        UserError: there is something else, or the disk is full.
+    """
+    recipe = job.recipe
+    column = TARGETS[recipe.task]
+    with files.new_folder(folder) as new:
+        for split in SPLITS:
+            rows = [{"text": row.text, column: _target(row, job.labels)} for row in getattr(job.data, split)]
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            files.write_text(new / f"{split}.jsonl", lines)
+        paths = {split: str(folder.absolute() / f"{split}.jsonl") for split in SPLITS}
+        data = recipe.data.model_copy(update={**paths, "text": "text", column: column, "group": None})
+        files.write_text(new / "recipe.yaml", recipe.model_copy(update={"data": data}).written())
+    return folder / "recipe.yaml"
+
+
+def _target(row: Example, labels: tuple[str, ...]) -> Any:
+    if row.label is not None:
+        return labels[row.label]
+    return row.answer if row.spans is None else [span._asdict() for span in row.spans]
