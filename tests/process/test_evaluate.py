@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 from smidgen.process.encoding import IGNORED, Encoded
 from smidgen.process.evaluate import (
-    _class_scores,
-    _span_scores,
     evaluate,
-    exact_match,
     generate,
     longest_answer,
     loss_sum,
 )
 from smidgen.process.job import Job, prepare
 from smidgen.process.recipe import load_recipe
+from smidgen.process.scores import calibration, class_scores, exact_match, rouge, span_scores
 from smidgen.process.spans import Span
 from tests.process.tiny import save_recipe
 
@@ -53,9 +52,10 @@ def test_the_loss_is_the_model_s_own(job: Job) -> None:
 def test_scores_do_not_depend_on_the_batch_size(job: Job, batch_size: int) -> None:
     ours, theirs = scores(job, batch_size), scores(job, 8)
     assert ours.keys() == theirs.keys()
-    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+    for name in ("loss", "brier", "ece"):
+        assert ours.pop(name, 0) == pytest.approx(theirs.pop(name, 0), rel=1e-5)
     if job.labels:
-        assert {**ours, "loss": 0} == {**theirs, "loss": 0}
+        assert ours | {"calibration": 0} == theirs | {"calibration": 0}
     else:
         assert ours["row_losses"] == pytest.approx(theirs["row_losses"], rel=1e-5)
         assert ours["row_tokens"] == theirs["row_tokens"]
@@ -75,7 +75,7 @@ def test_class_scores_are_scikit_learn_s() -> None:
     draw = torch.Generator().manual_seed(0)
     targets = torch.randint(3, (50,), generator=draw).tolist()
     found = torch.randint(3, (50,), generator=draw).tolist()
-    ours = _class_scores(found, targets, ["a", "b", "c"])
+    ours = class_scores(found, targets, ["a", "b", "c"])
     assert ours["accuracy"] == accuracy_score(targets, found)
     assert ours["macro_f1"] == pytest.approx(f1_score(targets, found, average="macro"))
     assert sum(map(sum, ours["confusion"])) == 50
@@ -84,7 +84,7 @@ def test_class_scores_are_scikit_learn_s() -> None:
 
 
 def test_a_class_that_no_row_has_does_not_lower_macro_f1() -> None:
-    scores = _class_scores([0, 1, 1, 0], [0, 1, 1, 0], ["a", "b", "never"])
+    scores = class_scores([0, 1, 1, 0], [0, 1, 1, 0], ["a", "b", "never"])
     assert scores["macro_f1"] == 1.0
     assert scores["per_class"][2] == {"label": "never", "precision": None, "recall": None, "f1": None, "support": 0}
 
@@ -92,13 +92,35 @@ def test_a_class_that_no_row_has_does_not_lower_macro_f1() -> None:
 def test_span_scores_count_what_is_right_to_the_character() -> None:
     known = [[Span(0, 8, "a"), Span(9, 12, "b")], [Span(4, 9, "b")]]
     found = [[Span(0, 7, "a"), Span(9, 12, "b")], [Span(4, 9, "b")]]  # the first is too short
-    scores = _span_scores(found, known, ["a", "b"])
+    scores = span_scores(found, known, ["a", "b"])
     assert (scores["row_hits"], scores["row_spans"]) == ([1, 1], [4, 2])
     assert scores["f1"] == scores["precision"] == scores["recall"] == pytest.approx(2 / 3)
     assert [entry["f1"] for entry in scores["per_class"]] == [0, 1]
     assert [entry["support"] for entry in scores["per_class"]] == [1, 2]
     assert scores["macro_f1"] == 0.5
     assert scores["f1"] == 2 * sum(scores["row_hits"]) / sum(scores["row_spans"])  # as a comparison draws it again
+
+
+def test_calibration_is_how_far_probabilities_are_from_what_happens() -> None:
+    random = np.random.default_rng(0)
+    chances = random.dirichlet([0.5, 0.5, 0.5], 20_000).astype(np.float32)
+    truth = np.array([random.choice(3, p=row / row.sum()) for row in chances.astype(float)])
+    fair, bold = calibration(chances, truth), calibration(chances**3 / (chances**3).sum(1, keepdims=True), truth)
+    assert fair["ece"] < 0.015 < 0.1 < bold["ece"]
+    assert fair["brier"] == pytest.approx(((chances - np.eye(3)[truth]) ** 2).sum(1).mean(), rel=1e-4)
+    assert fair["brier"] < bold["brier"]
+    assert sum(entry["rows"] for entry in fair["calibration"]) == 20_000
+    sure = calibration(np.eye(2, dtype=np.float32)[[0, 1, 1, 0]], np.array([0, 1, 1, 1]))
+    assert sure == {
+        "brier": 0.5,
+        "ece": 0.25,
+        "calibration": [{"rows": 4, "confidence": 1.0, "accuracy": 0.75}],
+    }
+
+
+def test_rouge_counts_words_pairs_and_the_longest_common_order() -> None:
+    scores = rouge(["the cat sat", "no"], ["the cat lay down", "no"])
+    assert scores == pytest.approx({"rouge_1": (4 / 7 + 1) / 2, "rouge_2": (2 / 5 + 0) / 2, "rouge_l": (4 / 7 + 1) / 2})
 
 
 def test_rows_without_any_span_are_said_to_score_nothing(tmp_path: Path) -> None:

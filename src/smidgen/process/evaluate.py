@@ -22,16 +22,13 @@ from smidgen.process.encoding import Encoded
 from smidgen.process.models import autocast, logits
 from smidgen.process.onednn import exact_onednn
 from smidgen.process.parallel import in_turns, is_sharded
-from smidgen.process.spans import Span, spans_of
+from smidgen.process.scores import Scores, calibration, class_scores, perplexity, span_scores
+from smidgen.process.spans import spans_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Scores = dict[str, Any]
 T = TypeVar("T")
-
-LARGEST_EXPONENT = 700.0
-"""A perplexity beyond e^700 is no number; such a model has learned nothing."""
 
 UNFINISHED = 4
 """Tokens that an answer may have beyond the longest expected one, before it is cut off."""
@@ -64,33 +61,30 @@ def evaluate(
         Generation: loss (of an answer's token), perplexity, row_losses (of a token, for each row), row_tokens.
     """
 
-    def score(batch: list[Encoded]) -> list[tuple[float, Any]]:
+    def score(batch: list[Encoded]) -> list[tuple[float, Any, Any]]:
         inputs = collate(batch, pad_id)
         found = logits(model, inputs, precision)
         losses = loss_sum(found, inputs["labels"].to(found.device))
         answers = found.argmax(-1).tolist() if labels else [None] * len(batch)
-        return list(zip(losses.tolist(), answers, strict=True))
+        chances = found.float().softmax(-1).cpu().numpy() if found.dim() == 2 and labels else [None] * len(batch)
+        return list(zip(losses.tolist(), answers, chances, strict=True))
 
     scored = _in_batches(model, rows, batch_size, score)
-    losses, answers = [loss for loss, _ in scored], [answer for _, answer in scored]
+    losses, answers, chances = [row[0] for row in scored], [row[1] for row in scored], [row[2] for row in scored]
     tokens = [count_labels(row) for row in rows]
     mean = math.fsum(losses) / max(1, sum(tokens))
     if labels:
         if classes := [row.labels for row in rows if isinstance(row.labels, int)]:
-            return {"loss": mean, **_class_scores(answers, classes, labels)}
+            trust = calibration(np.stack(chances), np.array(classes))
+            return {"loss": mean, **class_scores(answers, classes, labels), **trust}
         found = [spans_of(tags, row.offsets, labels) for tags, row in zip(answers, rows, strict=True)]
-        return {"loss": mean, **_span_scores(found, [row.spans for row in rows], labels)}
+        return {"loss": mean, **span_scores(found, [row.spans for row in rows], labels)}
     return {
         "loss": mean,
         "perplexity": perplexity(mean),
         "row_losses": [loss / max(1, count) for loss, count in zip(losses, tokens, strict=True)],
         "row_tokens": tokens,
     }
-
-
-def perplexity(loss: float) -> float:
-    """E to the power of a token's loss."""
-    return math.exp(min(loss, LARGEST_EXPONENT))
 
 
 def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
@@ -117,11 +111,6 @@ def longest_answer(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -
     """How many tokens to generate where these answers are expected."""
     ids = tokenizer(list(answers), add_special_tokens=False, verbose=False)["input_ids"]
     return max(map(len, ids)) + UNFINISHED
-
-
-def exact_match(given: Sequence[str], answers: Sequence[str]) -> float:
-    """The share of rows whose given answer is the expected one, spaces at its ends aside."""
-    return sum(text == answer.strip() for text, answer in zip(given, answers, strict=True)) / len(answers)
 
 
 def generate(
@@ -186,54 +175,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def _span_scores(found: Sequence[Sequence[Span]], known: Sequence[Sequence[Span]], labels: Sequence[str]) -> Scores:
-    """Scores of the spans found in each row against the true ones."""
-    number = {label: index for index, label in enumerate(labels)}
-    counts = np.zeros((len(labels), 3), dtype=int)  # of each label: right spans, found ones, true ones
-    row_hits, row_spans = [], []
-    for given, true in zip(map(set, found), map(set, known), strict=True):
-        for column, spans in enumerate((given & true, given, true)):
-            for span in spans:
-                counts[number[span.label], column] += 1
-        row_hits.append(len(given & true))
-        row_spans.append(len(given) + len(true))
-    per_class = [_class_score(label, _shares(*own), own[2]) for label, own in zip(labels, counts.tolist(), strict=True)]
-    return _shares(*counts.sum(axis=0).tolist()) | {
-        "macro_f1": float(np.mean([entry["f1"] for entry in per_class if entry["support"]] or [0.0])),
-        "per_class": per_class,
-        "row_hits": row_hits,
-        "row_spans": row_spans,
-    }
-
-
-def _shares(right: int, found: int, true: int) -> dict[str, float]:
-    return {
-        "precision": right / max(1, found),
-        "recall": right / max(1, true),
-        "f1": 2 * right / max(1, found + true),
-    }
-
-
-def _class_score(label: str, shares: dict[str, float], support: int) -> Scores:
-    """A class's row in the table; one that is not among the rows has no scores."""
-    return {"label": label, **(shares if support else dict.fromkeys(shares)), "support": support}
-
-
-def _class_scores(found: Sequence[int], targets: Sequence[int], labels: Sequence[str]) -> Scores:
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-    classes = list(range(len(labels)))
-    precision, recall, f1, support = precision_recall_fscore_support(targets, found, labels=classes, zero_division=0.0)
-    return {
-        "accuracy": sum(map(int.__eq__, found, targets)) / len(targets),
-        "macro_f1": float(f1[support > 0].mean()),  # a class that no row has says nothing about the model
-        "per_class": [
-            _class_score(label, {"precision": float(p), "recall": float(r), "f1": float(f)}, int(rows))
-            for label, p, r, f, rows in zip(labels, precision, recall, f1, support, strict=True)
-        ],
-        "confusion": confusion_matrix(targets, found, labels=classes).tolist(),
-        "predictions": list(found),
-        "targets": list(targets),
-    }

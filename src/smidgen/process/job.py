@@ -18,7 +18,7 @@ from smidgen.process import checkpoint
 from smidgen.process import predict as prediction
 from smidgen.process.data import Example, TaskData, load_data, read_examples
 from smidgen.process.encoding import Encoded, encode, pad_id
-from smidgen.process.evaluate import Scores, evaluate, exact_match, generate, longest_answer
+from smidgen.process.evaluate import evaluate, generate, longest_answer
 from smidgen.process.memory import told_when_it_runs_out
 from smidgen.process.models import kind, load_model
 from smidgen.process.optimizer import Rates
@@ -27,6 +27,7 @@ from smidgen.process.plan import Plan, make_plan
 from smidgen.process.recipe import Recipe, load_recipe
 from smidgen.process.room import Room
 from smidgen.process.run_recipe import Precision
+from smidgen.process.scores import Scores, exact_match, rouge
 from smidgen.process.spans import labels_of, spans_of
 from smidgen.process.technique import TechniqueSpec
 
@@ -196,7 +197,7 @@ class Job:
             texts, answers = [example.text for example in examples], [example.answer or "" for example in examples]
             longest = longest_answer(self.tokenizer, answers)
             given, _ = self.answer(texts, max_new_tokens=longest, batch_size=self._rows_at_once)
-            scores["exact_match"] = exact_match(given, answers)
+            scores |= {"exact_match": exact_match(given, answers), **rouge(given, answers)}
         return scores
 
     def predict(

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from smidgen.errors import UserError
-from smidgen.process.evaluate import perplexity
 from smidgen.process.parallel import this_process
 from smidgen.process.run_recipe import TrainingConfig
+from smidgen.process.scores import perplexity
 from smidgen.report.numbers import Metric
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from smidgen.process import checkpoint
 from smidgen.process.blocks import VALIDATION, Blocks, Causal, CorpusRows, Masked
 from smidgen.process.corpus import Streams, text_files, write_streams
 from smidgen.process.encoding import Encoded, pad_id
-from smidgen.process.evaluate import Scores, evaluate, perplexity
+from smidgen.process.evaluate import evaluate
 from smidgen.process.job import attach_technique
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
 from smidgen.process.models import kind, longest_text, quietly
@@ -30,6 +30,7 @@ from smidgen.process.optimizer import Rates
 from smidgen.process.parallel import is_sharded, this_process, whole
 from smidgen.process.pretrain_recipe import NewModel, PretrainRecipe
 from smidgen.process.run import check_start
+from smidgen.process.scores import Scores, perplexity
 from smidgen.process.train import Progress, train
 from smidgen.process.vocabulary import Objective
 

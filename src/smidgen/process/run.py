@@ -16,13 +16,13 @@ from smidgen.own import own_parameters
 from smidgen.process import checkpoint
 from smidgen.process.batches import WholeEpochs
 from smidgen.process.encoding import pad_id
-from smidgen.process.evaluate import Scores
 from smidgen.process.job import Job, prepare
 from smidgen.process.log import check_tracker
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
 from smidgen.process.models import class_names
 from smidgen.process.parallel import get_weights, is_sharded, this_process
 from smidgen.process.run_recipe import RunRecipe, refuse_own
+from smidgen.process.scores import Scores
 from smidgen.process.train import Progress, train
 
 

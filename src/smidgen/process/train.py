@@ -18,12 +18,13 @@ from smidgen.process import checkpoint, parallel
 from smidgen.process.batches import TrainingRows, collate, idle, micro_batches
 from smidgen.process.checkpoint import Checkpoint
 from smidgen.process.encoding import Encoded
-from smidgen.process.evaluate import Scores, count_labels, loss_sum
+from smidgen.process.evaluate import count_labels, loss_sum
 from smidgen.process.log import Log
 from smidgen.process.models import gradient_checkpointing, logits
 from smidgen.process.onednn import exact_onednn
 from smidgen.process.optimizer import Rates, make_optimizer, set_rates
 from smidgen.process.run_recipe import RunRecipe, TrainingConfig
+from smidgen.process.scores import Scores
 from smidgen.process.signals import stoppable
 from smidgen.report.numbers import metric_named
 from smidgen.stepping import Clock, is_settled, schedule

@@ -82,12 +82,12 @@ def pretraining_lines(job: Pretraining) -> Iterator[str]:
 def score_lines(scores: Mapping[str, Any]) -> Iterator[str | Table]:
     """The scores of a run: the summary, every class, and the confusion matrix while it fits a terminal."""
     if "per_class" not in scores:
-        yield f"Loss {scores['loss']:.4f}   perplexity {scores['perplexity']:.2f}   " + (
-            f"exact match {100 * scores['exact_match']:.1f} %" if scores.get("exact_match") is not None else ""
-        )
+        yield f"Loss {scores['loss']:.4f}   perplexity {scores['perplexity']:.2f}"
+        texts = {"exact_match": "Exact match", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L"}
+        yield "   ".join(f"{title} {100 * scores[name]:.1f} %" for name, title in texts.items())
         return
     titles = {"accuracy": "Accuracy", "f1": "F1 of spans", "precision": "precision", "recall": "recall"}
-    titles["macro_f1"] = "macro-F1"
+    titles |= {"macro_f1": "macro-F1", "ece": "calibration error"}
     yield "   ".join(f"{title} {100 * scores[name]:.1f} %" for name, title in titles.items() if name in scores)
     classes = scores["per_class"]
     table = Table("Class", box=None, pad_edge=False)
