@@ -281,6 +281,27 @@ def compare(
 
 
 @app.command()
+def contrast(
+    first: Annotated[Path, typer.Argument(help="The output folder of smidgen train.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Another one, on the same data.", show_default=False)],
+    margin: Annotated[float, typer.Option(min=0, help="Points, or % of a loss, that count as the same.")] = 1.0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two runs on the same test rows: which is better, and is it more than chance?
+
+    Example: `smidgen contrast runs/lora runs/full`
+    """
+    from smidgen.process.contrast import contrast as contrasted
+    from smidgen.report.terminal import contrast_lines
+
+    found = contrasted(first, second, margin=margin / 100)
+    if as_json:
+        _print_json(dataclasses.asdict(found))
+    else:
+        _print(*contrast_lines(found, str(first), str(second)))
+
+
+@app.command()
 def merge(
     run: RunFolder,
     output: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],

@@ -12,6 +12,7 @@
     run         a job from its first step to its files: run(job) -> metrics
     onednn      fp32 products by the faster of two libraries, where it is as exact
     evaluate    its scores on a split
+    contrast    two runs on the same rows: contrast(first, second, margin=...) -> Contrast
     predict     its answers to new rows
     merge       the model with the adapter in its weights
     compare     all of it for several techniques; runs has each in a process of its own

@@ -25,7 +25,7 @@ from smidgen.process.log import check_tracker
 from smidgen.process.models import load_model
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Metrics, Run, execute
-from smidgen.process.statistics import Ratios, Scores, difference, interval
+from smidgen.process.statistics import difference, interval, per_row
 from smidgen.process.strict_yaml import parse
 from smidgen.process.technique import TechniqueSpec
 from smidgen.report.page import write_page
@@ -219,7 +219,7 @@ def _summary(spec: TechniqueSpec, measured: list[dict[str, Any]], comparison: Co
     noted = comparison["data"]["notes"]
     noted += dict.fromkeys(note for metrics in measured for note in metrics.get("notes", ()) if note not in noted)
     scores = [metrics["test"][metric] for metrics in measured]
-    low, high = interval(_per_row(measured))
+    low, high = interval(per_row([metrics["test"] for metrics in measured]))
     tests = [metrics["test"] for metrics in measured]
 
     def mean(field: str) -> float:
@@ -258,21 +258,6 @@ def _mean_rows(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any
     ]
 
 
-def _per_row(measured: list[dict[str, Any]]) -> Ratios:
-    """What each test row adds to the score of each seed, and out of how much."""
-    tests = [metrics["test"] for metrics in measured]
-
-    def rows(field: str) -> Scores:
-        return np.array([test[field] for test in tests], float)
-
-    if "predictions" in tests[0]:
-        right = rows("predictions") == rows("targets")
-        return Ratios(right.astype(float), np.ones(right.shape))
-    if "row_hits" in tests[0]:
-        return Ratios(2 * rows("row_hits"), rows("row_spans"))
-    return Ratios(rows("row_losses") * rows("row_tokens"), rows("row_tokens"))
-
-
 def _relate(comparison: Comparison, measured: Mapping[str, list[Metrics]]) -> None:
     """Set each technique's difference to full fine-tuning, and the advice."""
     baseline = comparison["baseline"]
@@ -280,7 +265,8 @@ def _relate(comparison: Comparison, measured: Mapping[str, list[Metrics]]) -> No
     if full is not None:
         for row in comparison["techniques"]:
             if row["status"] == "done" and row is not full and row["difference"] is None:  # not yet
-                low, high = difference(_per_row(measured[row["name"]]), _per_row(measured[baseline]))
+                ours, theirs = ([run["test"] for run in measured[name]] for name in (row["name"], baseline))
+                low, high = difference(per_row(ours), per_row(theirs))
                 row.update(difference=row["score"] - full["score"], difference_low=low, difference_high=high)
     full_twice = {slug for slug, metrics in measured.items() if metrics[0]["technique"] == BASELINE} - {baseline}
     choices = [row for row in comparison["techniques"] if row["name"] not in full_twice]

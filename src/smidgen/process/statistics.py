@@ -6,7 +6,8 @@ tokens, F1 of twice the right spans and all spans, found and true.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,24 @@ class Ratios(NamedTuple):
 
     parts: Scores
     wholes: Scores
+
+
+def per_row(tests: Sequence[Mapping[str, Any]]) -> Ratios:
+    """What each test row adds to the score of each seed, and out of how much.
+
+    Args:
+        tests: of each seed, the scores that `evaluate` gives.
+    """
+
+    def rows(field: str) -> Scores:
+        return np.array([test[field] for test in tests], float)
+
+    if "predictions" in tests[0]:
+        right = rows("predictions") == rows("targets")
+        return Ratios(right.astype(float), np.ones(right.shape))
+    if "row_hits" in tests[0]:
+        return Ratios(2 * rows("row_hits"), rows("row_spans"))
+    return Ratios(rows("row_losses") * rows("row_tokens"), rows("row_tokens"))
 
 
 def interval(scores: Ratios, *, seed: int = 0) -> tuple[float, float]:
@@ -40,8 +59,14 @@ def interval(scores: Ratios, *, seed: int = 0) -> tuple[float, float]:
     return _ends(_means(scores, seed))
 
 
-def difference(ours: Ratios, theirs: Ratios, *, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of our mean score less theirs, both drawn on the same rows and the same seeds.
+def difference(ours: Ratios, theirs: Ratios, *, seed: int = 0, level: float = LEVEL) -> tuple[float, float]:
+    """The interval of our mean score less theirs, both drawn on the same rows and the same seeds.
+
+    Args:
+        ours: of each seed and row.
+        theirs: of the same.
+        seed: of the draws.
+        level: the share of the draws in the interval.
 
     Raises:
         ValueError: the two do not have the same rows and seeds.
@@ -50,7 +75,7 @@ def difference(ours: Ratios, theirs: Ratios, *, seed: int = 0) -> tuple[float, f
         raise ValueError(
             f"The scores are {ours.parts.shape} and {theirs.parts.shape}: paired scores need the same seeds and rows."
         )
-    return _ends(_means(ours, seed) - _means(theirs, seed))
+    return _ends(_means(ours, seed) - _means(theirs, seed), level)
 
 
 def _means(scores: Ratios, seed: int) -> Scores:
@@ -66,7 +91,7 @@ def _means(scores: Ratios, seed: int) -> Scores:
     return means
 
 
-def _ends(means: Scores) -> tuple[float, float]:
+def _ends(means: Scores, level: float = LEVEL) -> tuple[float, float]:
     scored = means[~np.isnan(means)]
-    low, high = np.quantile(scored, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(scored) else (0.0, 0.0)
+    low, high = np.quantile(scored, [(1 - level) / 2, (1 + level) / 2]) if len(scored) else (0.0, 0.0)
     return float(low), float(high)

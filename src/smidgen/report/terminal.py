@@ -16,6 +16,7 @@ from smidgen.report import numbers
 from smidgen.report.table import print_table
 
 if TYPE_CHECKING:
+    from smidgen.process.contrast import Contrast
     from smidgen.process.inspection import Inspection
     from smidgen.process.plan import Plan
     from smidgen.process.pretrain import Pretraining
@@ -63,6 +64,29 @@ def inspection_lines(found: Inspection, *, most: int = 3) -> Iterator[str]:
             yield f"    {shown.split} {shown.number}: {' '.join(shown.text.split())}{note}"
     if found.good:
         yield "\n  " + " ".join(found.good)
+
+
+def contrast_lines(found: Contrast, first: str, second: str) -> Iterator[str]:
+    """Two runs beside each other, and what to make of it."""
+    metric = numbers.metric_named(found.metric)
+    for name, score in zip((first, second), found.scores, strict=True):
+        yield f"{metric.title} of {name}: {metric.score(score)}{metric.unit}"
+    interval = metric.difference_interval(*found.interval)
+    yield f"Difference: {metric.difference(found.difference)}, 95 % interval {interval} (paired, over the test rows)"
+    if found.p is not None:
+        yield (
+            f"Right in {first} alone: {found.only_first} rows, in {second} alone: {found.only_second}; "
+            f"p = {found.p:.2g} (McNemar, exact)"
+        )
+    points = f"{found.margin:.3g}"
+    if metric.percent:
+        points = f"{100 * found.margin:g} point{'s' if found.margin != 0.01 else ''}"
+    yield {
+        "better": f"{first} is better than {second}.",
+        "worse": f"{second} is better than {first}.",
+        "same": f"The two are the same within {points}.",
+        "open": f"These test rows are too few to tell the two apart, or to call them the same within {points}.",
+    }[found.verdict]
 
 
 def pretraining_lines(job: Pretraining) -> Iterator[str]:
