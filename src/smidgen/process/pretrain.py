@@ -190,10 +190,13 @@ def run(job: Pretraining, *, resume: bool = False, quiet: bool = False) -> dict[
         peak = peak_memory(job.model.device)
     metrics = _metrics(job, progress, before, peak)
     job.adapter.merge()
-    weights = {name: whole(tensor) for name, tensor in job.model.state_dict().items()}  # if they are sharded, of all
+    tied = {name for name, _ in job.model.named_parameters(remove_duplicate=False)}
+    tied -= {name for name, _ in job.model.named_parameters()}
+    state = {name: tensor for name, tensor in job.model.state_dict().items() if name not in tied}
+    weights = {name: whole(tensor) for name, tensor in state.items()} if is_sharded(job.model) else None
     if is_main:
         with quietly(), files.new_folder(folder / "model") as new:
-            job.model.save_pretrained(new, state_dict=weights if is_sharded(job.model) else None)
+            job.model.save_pretrained(new, state_dict=weights)
             job.tokenizer.save_pretrained(new)
         files.write_json(folder / "metrics.json", metrics)
         _clear(folder)
