@@ -21,6 +21,7 @@ from tests.process.tiny import save_recipe
 COMMANDS = (
     "demo",
     "data",
+    "identify",
     "plan",
     "pretrain",
     "train",

@@ -138,6 +138,59 @@ def data(
 
 
 @app.command()
+def identify(
+    recipe: RecipeFile,
+    set_: Set = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Numbers to train, such as 100k or 1.5M, or their bytes, such as 400kB.")
+    ] = None,
+    write: Annotated[Path | None, typer.Option(help="A recipe with the ranks that the budget buys.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="An SVG file to draw the model in.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which layers have something to gain on a recipe's data, and the ranks that a budget buys there.
+
+    The model's new head is trained for some steps; then the gradient of every linear layer is looked at.
+
+    Examples: `smidgen identify recipe.yaml`, `smidgen identify recipe.yaml --budget 100k --write chosen.yaml`
+    """
+    from smidgen.files import write_text
+    from smidgen.process.identification import allot, numbers_in, technique_of
+    from smidgen.process.identification import identify as identified
+    from smidgen.process.recipe import load_recipe
+    from smidgen.process.technique import TechniqueSpec
+    from smidgen.report.sensitivity import as_picture, as_table
+
+    _check_picture(picture)
+    if write is not None and (budget is None or write.exists()):
+        raise UserError(f"--write {write} " + ("is there already." if budget else "needs a --budget."))
+    loaded = load_recipe(recipe, set_ or [])
+    allowed = None if budget is None else numbers_in(budget)
+    found = identified(loaded)
+    ranks = None if allowed is None else allot(found, allowed)
+    if picture is not None:
+        write_text(picture, as_picture(found, ranks, f"Where {loaded.model} has something to gain"))
+    entries = None if ranks is None else technique_of(found, ranks)
+    if write is not None and entries is not None:
+        chosen = loaded.model_copy(update={"technique": TechniqueSpec.parse(entries)})
+        write_text(write, chosen.written())
+    if as_json:
+        _print_json({"layers": [dataclasses.asdict(layer) for layer in found], "ranks": ranks, "technique": entries})
+        return
+    _print(as_table(found, ranks))
+    if ranks is not None:
+        trained = sum(ranks[layer.place] * layer.size for layer in found)
+        _print(f"\n{trained:,} numbers trained of {allowed:,}, beside the head")
+    if write is not None:
+        _print(f"The recipe is {write}; go on with: smidgen train {write}")
+
+
+def _check_picture(picture: Path | None) -> None:
+    if picture is not None and picture.suffix.lower() != ".svg":
+        raise UserError(f"--picture {picture} is drawn as SVG: give a name that ends in .svg.")
+
+
+@app.command()
 def plan(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False) -> None:
     """Show what would be trained and what it would cost, before anything runs.
 
@@ -353,8 +406,7 @@ def explain(
     from smidgen.process.job import reopen
     from smidgen.report.explained import as_picture, as_text
 
-    if picture is not None and picture.suffix.lower() != ".svg":
-        raise UserError(f"--picture {picture} is drawn as SVG: give a name that ends in .svg.")
+    _check_picture(picture)
     job = reopen(run)
     found = explained(job.adapter, job.tokenizer, most=most)
     if not found:

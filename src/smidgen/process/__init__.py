@@ -7,6 +7,7 @@
     encoding    their tokens: encode(examples, task, tokenizer, max_length=..., template=...)
     batches     which of them make up a step, on every process
     job         a recipe made ready: prepare(recipe) -> Job; a finished run again: reopen(folder) -> Job
+    identification  which layers have something to gain: identify(recipe), and the ranks that a budget buys
     plan        what would be trained, and what it would cost
     train       one adapter, resumable bit for bit
     run         a job from its first step to its files: run(job) -> metrics

@@ -1,0 +1,189 @@
+"""Where a model has something to gain: the gradient of each linear layer, and the ranks that a budget buys there.
+
+With the base model frozen and its new head trained for some steps, the gradient G of a layer's weight says how the loss
+would fall if the layer were changed. The best change of rank r is that along G's r largest singular directions, and a
+step along them lowers the loss in proportion to the sum of their squared singular values: the first step of LoRA-GA
+(Wang et al., 2024, arXiv:2407.05000, section 3), and what AdaLoRA estimates while it trains. So the share of a layer is
+its part of the sum of all squares; and a budget buys, again and again, the doubling of a rank that has the most of
+these squares for a trained number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from smidgen import targets
+from smidgen.errors import UserError
+from smidgen.process.batches import WholeEpochs
+from smidgen.process.encoding import pad_id
+from smidgen.process.job import Job, prepare
+from smidgen.process.optimizer import make_optimizer
+from smidgen.process.recipe import Recipe
+from smidgen.process.technique import TechniqueSpec
+from smidgen.process.train import backward
+
+if TYPE_CHECKING:
+    from smidgen.targets import Place
+
+HEAD_STEPS = 40
+"""In which a new head learns what it is for: the gradient through a random one says little."""
+
+BATCHES = 16
+"""Over which the gradient is averaged."""
+
+LARGEST_RANK = 64
+
+SCALE = 2.0
+"""Alpha over rank, as LoRA's defaults have it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """What a linear layer has to gain.
+
+    Attributes:
+        place: its module's name.
+        block: the block that it is in.
+        kind: its name inside the block.
+        size: trained numbers for each rank of a low-rank update.
+        share: its part of the squares of all layers' gradients.
+        squares: the squared singular values of its gradient, the largest first; LARGEST_RANK of them at most.
+    """
+
+    place: str
+    block: str
+    kind: str
+    size: int
+    share: float
+    squares: tuple[float, ...]
+
+
+def identify(recipe: Recipe) -> list[Sensitivity]:
+    """The layers of a recipe's model, in their order, with what each has to gain on its data.
+
+    Raises:
+        UserError: as `prepare`, or a layer's weight takes no gradient.
+    """
+    alone = TechniqueSpec.parse("full" if recipe.task == "generation" else "head")
+    job = prepare(recipe.model_copy(update={"technique": alone}))
+    training = recipe.training
+    rows = job.splits["train"]
+    order = WholeEpochs(rows, training.batch_size, training.seed).batches(0)
+    found = targets.find(job.model, "all-linear")
+    job.model.eval()
+    if recipe.task != "generation":
+        _train_head(job, [[rows[row] for row in batch] for batch in order[:HEAD_STEPS]])
+    gradients = _gradients(job, found, [[rows[row] for row in batch] for batch in order[-BATCHES:]])
+    squares = {name: torch.linalg.svdvals(gradient.float()).square() for name, gradient in gradients.items()}
+    whole = float(sum(own.sum() for own in squares.values())) or 1.0
+    inside = {name: block for stack in targets.blocks(job.model) for block in stack for name in [f"{block}."]}
+    return [
+        Sensitivity(
+            place=place.name,
+            block=(block := next(inside[start] for start in inside if place.name.startswith(start))),
+            kind=place.name.removeprefix(f"{block}."),
+            size=sum(place.shape),
+            share=float(squares[place.name].sum()) / whole,
+            squares=tuple(squares[place.name][:LARGEST_RANK].tolist()),
+        )
+        for place in found
+    ]
+
+
+def _train_head(job: Job, batches: Sequence[Any]) -> None:
+    optimizer = make_optimizer(job.adapter, job.recipe.training, job.rates)
+    for batch in batches:
+        backward(job.model, batch, job.recipe.training, pad_id(job.tokenizer))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _gradients(job: Job, places: Sequence[Place], batches: Sequence[Any]) -> dict[str, Tensor]:
+    """The mean gradient of each layer's weight, by its name."""
+    weights: dict[str, Tensor] = {}
+    for place in places:
+        weight = place.layer.weight
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            raise UserError(f"{place.name} is quantized, and takes no gradient. Load the model unquantized.")
+        weights[place.name] = weight.requires_grad_(True)
+    for batch in batches:
+        backward(job.model, batch, job.recipe.training, pad_id(job.tokenizer))
+    return {name: weight.grad / len(batches) for name, weight in weights.items() if weight.grad is not None}
+
+
+def numbers_in(budget: str) -> int:
+    """How many trained numbers a budget has: "100k", "1.5M", or, of what is stored in fp32, "400kB" and "2 MB".
+
+    Raises:
+        UserError: it is no such number, or less than 1.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([kKM]?)(B?)\s*", budget)
+    try:
+        number = float(found.group(1)) if found else 0.0
+    except ValueError:
+        number = 0.0
+    count = int(number * {"": 1, "K": 1000, "M": 1_000_000}[found.group(2).upper()]) if found else 0
+    count //= 4 if found and found.group(3) else 1
+    if count < 1:
+        raise UserError(f"--budget {budget!r} is no number of parameters, such as 100k or 1.5M, or of bytes, as 400kB.")
+    return count
+
+
+def allot(found: Sequence[Sensitivity], budget: int) -> dict[str, int]:
+    """The rank of each layer, a power of two or 0, that together have at most so many trained numbers.
+
+    Args:
+        found: the layers.
+        budget: numbers that may be trained, the head's not counted.
+
+    Raises:
+        UserError: the budget does not pay for a rank of 1 anywhere.
+    """
+    ranks = dict.fromkeys((layer.place for layer in found), 0)
+    offers = [(-layer.squares[0] / layer.size, number, 1) for number, layer in enumerate(found)]
+    heapq.heapify(offers)
+    left = budget
+    while offers:
+        _, number, rank = heapq.heappop(offers)
+        layer = found[number]
+        more = (rank - ranks[layer.place]) * layer.size
+        if more > left:
+            continue  # a cheaper one may still fit
+        left -= more
+        ranks[layer.place] = rank
+        gain = sum(layer.squares[rank : 2 * rank])
+        if 2 * rank <= len(layer.squares):
+            heapq.heappush(offers, (-gain / (rank * layer.size), number, 2 * rank))
+    if not any(ranks.values()):
+        least = min(layer.size for layer in found)
+        raise UserError(f"A budget of {budget:,} trained numbers buys nothing: a rank of 1 needs {least:,} at least.")
+    return ranks
+
+
+def technique_of(found: Sequence[Sensitivity], ranks: dict[str, int]) -> list[dict[str, Any]]:
+    """A recipe's technique with these ranks: one LoRA for each rank, at the layers that have it."""
+    layers: dict[int, dict[tuple[str, str], list[str]]] = defaultdict(lambda: defaultdict(list))
+    for layer in found:
+        stack, _, number = layer.block.rpartition(".")
+        if rank := ranks[layer.place]:
+            layers[rank][stack, layer.kind].append(number)
+    return [
+        {
+            "name": "lora",
+            "rank": rank,
+            "alpha": SCALE * rank,
+            "targets": "|".join(
+                rf"{re.escape(stack)}\.({'|'.join(numbers)})\.{re.escape(kind)}"
+                for (stack, kind), numbers in layers[rank].items()
+            ),
+        }
+        for rank in sorted(layers)
+    ]

@@ -1,0 +1,96 @@
+"""Where a model has something to gain, as a table for a terminal and as a picture of the model that stands alone."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from smidgen.process.identification import Sensitivity
+from smidgen.report.svg import add
+
+_CELL_WIDTH, _CELL_HEIGHT, _LEFT, _TOP = 96.0, 26.0, 90.0, 64.0
+_STYLE = (
+    "text { font: 12px system-ui, sans-serif; fill: currentColor } .title { font-weight: 600 } .cell { fill: #2563eb }"
+)
+
+
+def as_table(found: Sequence[Sensitivity], ranks: Mapping[str, int] | None) -> Table:
+    """A row for each block, the last on top, a column for each kind of layer: its share, and its rank if given."""
+    cells, blocks, kinds = _grid(found)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("Block")
+    for name in _short(kinds):
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for block in reversed(blocks):
+        row = [_cell(cells.get((block, kind)), ranks) for kind in kinds]
+        table.add_row(_number(block), *map(Text, row))
+    return table
+
+
+def as_picture(found: Sequence[Sensitivity], ranks: Mapping[str, int] | None, title: str) -> str:
+    """An SVG document: the same table, each cell the darker the more its layer has to gain."""
+    cells, blocks, kinds = _grid(found)
+    width, height = _LEFT + _CELL_WIDTH * len(kinds) + 8, _TOP + _CELL_HEIGHT * len(blocks) + 12
+    svg = ET.Element(
+        "svg",
+        {
+            "xmlns": "http://www.w3.org/2000/svg",
+            "viewBox": f"0 0 {width:g} {height:g}",
+            "width": f"{width:g}",
+            "style": "color-scheme: light dark; color: CanvasText; background: Canvas",
+        },
+    )
+    add(svg, "title", {}, title)
+    add(svg, "style", {}, _STYLE)
+    add(svg, "text", {"x": 8, "y": 20, "class": "title"}, title)
+    for column, name in enumerate(_short(kinds)):
+        middle = _LEFT + (column + 0.5) * _CELL_WIDTH
+        add(svg, "text", {"x": middle, "y": _TOP - 10, "text-anchor": "middle"}, name)
+    largest = max((layer.share for layer in found), default=0.0) or 1.0
+    for row, block in enumerate(reversed(blocks)):
+        top = _TOP + row * _CELL_HEIGHT
+        add(svg, "text", {"x": 8, "y": top + 17}, f"block {_number(block)}")
+        for column, kind in enumerate(kinds):
+            layer = cells.get((block, kind))
+            if layer is None:
+                continue
+            left = _LEFT + column * _CELL_WIDTH
+            group = add(svg, "g", {})
+            add(group, "title", {}, f"{layer.place}: {100 * layer.share:.2g} % of what there is to gain")
+            shade = f"{0.06 + 0.6 * (layer.share / largest) ** 0.5:.2f}"
+            box: dict[str, str | float] = {
+                "x": left + 1,
+                "y": top + 1,
+                "width": _CELL_WIDTH - 2,
+                "height": _CELL_HEIGHT - 2,
+                "rx": 3.0,
+            }
+            add(group, "rect", box | {"class": "cell", "fill-opacity": shade})
+            text = {"x": left + _CELL_WIDTH / 2, "y": top + 17, "text-anchor": "middle"}
+            add(group, "text", text, _cell(layer, ranks))
+    return ET.tostring(svg, encoding="unicode") + "\n"
+
+
+def _grid(found: Sequence[Sensitivity]) -> tuple[dict[tuple[str, str], Sensitivity], list[str], list[str]]:
+    cells = {(layer.block, layer.kind): layer for layer in found}
+    return cells, list(dict.fromkeys(layer.block for layer in found)), list(dict.fromkeys(own.kind for own in found))
+
+
+def _cell(layer: Sensitivity | None, ranks: Mapping[str, int] | None) -> str:
+    if layer is None:
+        return ""
+    rank = "" if ranks is None else f"  r {ranks[layer.place]}"
+    return f"{100 * layer.share:.1f} %{rank}"
+
+
+def _number(block: str) -> str:
+    return block.rpartition(".")[2]
+
+
+def _short(kinds: Sequence[str]) -> list[str]:
+    """As much of the end of each name as tells it from the others."""
+    ends = [[".".join(kind.split(".")[-n:]) for n in range(1, kind.count(".") + 2)] for kind in kinds]
+    return [next(end for end in own if sum(end in other for other in ends) == 1 or end == own[-1]) for own in ends]
