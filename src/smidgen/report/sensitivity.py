@@ -11,7 +11,7 @@ from rich.text import Text
 from smidgen.process.identification import Sensitivity
 from smidgen.report.svg import add
 
-_CELL_WIDTH, _CELL_HEIGHT, _LEFT, _TOP = 96.0, 26.0, 90.0, 64.0
+_CELL_HEIGHT, _LEFT, _TOP = 26.0, 90.0, 64.0
 _STYLE = (
     "text { font: 12px system-ui, sans-serif; fill: currentColor } .title { font-weight: 600 } .cell { fill: #2563eb }"
 )
@@ -33,7 +33,9 @@ def as_table(found: Sequence[Sensitivity], ranks: Mapping[str, int] | None) -> T
 def as_picture(found: Sequence[Sensitivity], ranks: Mapping[str, int] | None, title: str) -> str:
     """An SVG document: the same table, each cell the darker the more its layer has to gain."""
     cells, blocks, kinds = _grid(found)
-    width, height = _LEFT + _CELL_WIDTH * len(kinds) + 8, _TOP + _CELL_HEIGHT * len(blocks) + 12
+    names = _short(kinds)
+    cell = max(96.0, *(16 + 7.0 * len(name) for name in names))
+    width, height = _LEFT + cell * len(kinds) + 8, _TOP + _CELL_HEIGHT * len(blocks) + 12
     svg = ET.Element(
         "svg",
         {
@@ -46,8 +48,8 @@ def as_picture(found: Sequence[Sensitivity], ranks: Mapping[str, int] | None, ti
     add(svg, "title", {}, title)
     add(svg, "style", {}, _STYLE)
     add(svg, "text", {"x": 8, "y": 20, "class": "title"}, title)
-    for column, name in enumerate(_short(kinds)):
-        middle = _LEFT + (column + 0.5) * _CELL_WIDTH
+    for column, name in enumerate(names):
+        middle = _LEFT + (column + 0.5) * cell
         add(svg, "text", {"x": middle, "y": _TOP - 10, "text-anchor": "middle"}, name)
     largest = max((layer.share for layer in found), default=0.0) or 1.0
     for row, block in enumerate(reversed(blocks)):
@@ -57,19 +59,13 @@ def as_picture(found: Sequence[Sensitivity], ranks: Mapping[str, int] | None, ti
             layer = cells.get((block, kind))
             if layer is None:
                 continue
-            left = _LEFT + column * _CELL_WIDTH
+            left = _LEFT + column * cell
             group = add(svg, "g", {})
             add(group, "title", {}, f"{layer.place}: {100 * layer.share:.2g} % of what there is to gain")
             shade = f"{0.06 + 0.6 * (layer.share / largest) ** 0.5:.2f}"
-            box: dict[str, str | float] = {
-                "x": left + 1,
-                "y": top + 1,
-                "width": _CELL_WIDTH - 2,
-                "height": _CELL_HEIGHT - 2,
-                "rx": 3.0,
-            }
-            add(group, "rect", box | {"class": "cell", "fill-opacity": shade})
-            text = {"x": left + _CELL_WIDTH / 2, "y": top + 17, "text-anchor": "middle"}
+            box: dict[str, str | float] = {"x": left + 1, "y": top + 1, "width": cell - 2, "height": _CELL_HEIGHT - 2}
+            add(group, "rect", {**box, "rx": 3, "class": "cell", "fill-opacity": shade})
+            text = {"x": left + cell / 2, "y": top + 17, "text-anchor": "middle"}
             add(group, "text", text, _cell(layer, ranks))
     return ET.tostring(svg, encoding="unicode") + "\n"
 
