@@ -65,7 +65,7 @@ def as_picture(found: Sequence[Sensitivity], ranks: Mapping[str, int] | None, ti
             shade = f"{0.06 + 0.6 * (layer.share / largest) ** 0.5:.2f}"
             box: dict[str, str | float] = {"x": left + 1, "y": top + 1, "width": cell - 2, "height": _CELL_HEIGHT - 2}
             add(group, "rect", {**box, "rx": 3, "class": "cell", "fill-opacity": shade})
-            text = {"x": left + cell / 2, "y": top + 17, "text-anchor": "middle"}
+            text: dict[str, str | float] = {"x": left + cell / 2, "y": top + 17, "text-anchor": "middle"}
             add(group, "text", text, _cell(layer, ranks))
     return ET.tostring(svg, encoding="unicode") + "\n"
 
