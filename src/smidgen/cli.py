@@ -239,6 +239,9 @@ def train(
         return
     if len(metrics["curve"]) > 1:
         _print(f"Kept: epoch {metrics['best_epoch']} of {len(metrics['curve'])}, the best on the validation rows")
+    if metrics["probe"] is not None:
+        before, after = metrics["probe"]["before"], metrics["probe"]["after"]
+        _print(f"Loss of the probe {before:.4f} before, {after:.4f} after ({100 * (after / before - 1):+.1f} %)")
     _print(*score_lines(metrics["test"]), f"The adapter is in {Path(job.recipe.output) / 'adapter'}")
 
 

@@ -145,10 +145,10 @@ def write_streams(
     if not _is_whole(folder, source):
         with files.new_folder(folder) as new:
             with (new / "train").open("wb") as train, (new / "validation").open("wb") as held:
-                for number, tokens in enumerate(_tokens(pages(paths), tokenizer, end)):
+                for number, tokens in enumerate(tokens_of(pages(paths), tokenizer, end)):
                     is_aside = validation is None and int((number + 1.5) * share) > int((number + 0.5) * share)
                     (held if is_aside else train).write(tokens.tobytes())
-                for tokens in _tokens(pages(validation or []), tokenizer, end):
+                for tokens in tokens_of(pages(validation or []), tokenizer, end):
                     held.write(tokens.tobytes())
             hashes = [files.sha256(new / name) for name in ("train", "validation")]
             files.write_json(
@@ -180,7 +180,14 @@ def _is_whole(folder: Path, source: dict[str, object]) -> bool:
     return {name: value for name, value in known.items() if name != "sha256"} == source
 
 
-def _tokens(found: Iterable[Page], tokenizer: PreTrainedTokenizerBase, end: int) -> Iterator[Numbers]:
+def tokens_of(found: Iterable[Page], tokenizer: PreTrainedTokenizerBase, end: int) -> Iterator[Numbers]:
+    """The numbers of a stream for each page.
+
+    Args:
+        found: the pages.
+        tokenizer: a fast one.
+        end: the token at the end of a document.
+    """
     for page in found:
         encoded = tokenizer(page.text, add_special_tokens=False, verbose=False)
         tokens = np.asarray(encoded["input_ids"], dtype="<u4")

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StrictFloat, StrictInt, StrictStr, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, StrictFloat, StrictInt, StrictStr, ValidationInfo
 
 
 def source_path(value: str, info: ValidationInfo) -> str:
@@ -47,8 +47,21 @@ def distinct(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
+def several(value: object) -> object:
+    """One source may stand by itself."""
+    return [value] if isinstance(value, str) else value
+
+
+def some(values: tuple[str, ...]) -> tuple[str, ...]:
+    """One at least."""
+    if not values:
+        raise ValueError("names no file.")
+    return values
+
+
 Text = Annotated[StrictStr, AfterValidator(filled)]
 Source = Annotated[Text, AfterValidator(source_path)]
+Sources = Annotated[tuple[Source, ...], BeforeValidator(several), AfterValidator(some)]
 ModelName = Annotated[Text, AfterValidator(model_name)]
 OutputFolder = Annotated[Text, AfterValidator(anchored)]
 Count = Annotated[StrictInt, Field(ge=1)]

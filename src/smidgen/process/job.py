@@ -24,6 +24,7 @@ from smidgen.process.models import kind, load_model
 from smidgen.process.optimizer import Rates
 from smidgen.process.parallel import this_process
 from smidgen.process.plan import Plan, make_plan
+from smidgen.process.probe import SHARED, Probe, probe_rows, shared_rows
 from smidgen.process.recipe import Recipe, load_recipe
 from smidgen.process.room import Room
 from smidgen.process.run_recipe import Precision
@@ -75,7 +76,15 @@ class Job:
         shortened = [
             note for split, (rows, cut) in self._encoded.items() for note in self._row_notes(rows, cut, f"data.{split}")
         ]
-        return [*self.data.notes, *shortened]
+        return [*self.data.notes, *shortened, *self._probe_notes()]
+
+    def _probe_notes(self) -> Iterator[str]:
+        rows = self.splits["train"]
+        if self.probe is not None and (shared := shared_rows(self.probe.rows, rows)):
+            yield (
+                f"{shared} of {len(rows)} rows of data.train share {SHARED} tokens in a row, and more, with "
+                "probe.text: what they teach is not forgotten."
+            )
 
     def _row_notes(self, rows: Sequence[Encoded], cut: int, source: str) -> Iterator[str]:
         """What became of the rows of a source as they were encoded, in sentences."""
@@ -167,6 +176,19 @@ class Job:
         """What evaluation may take of the memory: no more rows than training."""
         training = self.recipe.training
         return min(32, training.micro_batch_size or training.batch_size)
+
+    @functools.cached_property
+    def probe(self) -> Probe | None:
+        """What the model should not forget, if the recipe says so.
+
+        Raises:
+            UserError: its text cannot be read.
+        """
+        config = self.recipe.probe
+        if config is None:
+            return None
+        rows = probe_rows(config, self.tokenizer)
+        return Probe(rows, config.rise, lambda rows: float(self.score(rows)["loss"]))
 
     def evaluate(self, source: str | None = None, *, tell: Callable[[str], object] = lambda note: None) -> Scores:
         """Score the adapter on the test split, or on another labelled source.

@@ -117,6 +117,8 @@ class Log:
                 words += f", {self.metric.word} {100 * point['validation_score']:.2f} %"
             else:
                 words += f", perplexity {perplexity(point['validation_loss']):.2f}"
+            if "probe_loss" in point:
+                words += f", probe {point['probe_loss']:.4f}"
             self.console.print(words, highlight=False, soft_wrap=True)
 
     def _words(self, progress: Progress, loss: float, rate: float) -> str:

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
     Field,
     PlainSerializer,
     PlainValidator,
@@ -20,25 +18,11 @@ from pydantic import (
     model_validator,
 )
 
-from smidgen.process.fields import Count, ModelName, OutputFolder, Share, Source, Text, filled, model_name
+from smidgen.process.fields import Count, ModelName, OutputFolder, Share, Sources, Text, filled, model_name
 from smidgen.process.problems import Problems, explain, shown
 from smidgen.process.run_recipe import RunRecipe, Section, Technique, TrainingConfig, read_recipe
 from smidgen.process.technique import TechniqueSpec
 from smidgen.process.vocabulary import Objective
-
-
-def _several(value: object) -> object:
-    """One source may stand by itself."""
-    return [value] if isinstance(value, str) else value
-
-
-def _some(values: tuple[str, ...]) -> tuple[str, ...]:
-    if not values:
-        raise ValueError("names no file.")
-    return values
-
-
-Sources = Annotated[tuple[Source, ...], BeforeValidator(_several), AfterValidator(_some)]
 
 
 class NewModel(Section):

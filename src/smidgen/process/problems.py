@@ -85,7 +85,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
         elif detail["type"] == "missing":
             problems.append(Problem(path, " is not given and has no default."))
         elif cause is not None:
-            problems.append(Problem(path, f": {cause}") if isinstance(value, dict) else wrong(path, value, str(cause)))
+            whole = Problem(path, f": {cause}" if path else str(cause))
+            problems.append(whole if isinstance(value, dict) else wrong(path, value, str(cause)))
         else:
             problems.append(wrong(path, value, requirement(detail["msg"], detail["type"], value)))
     return problems

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from smidgen.process.fields import Count, ModelName, OutputFolder, Seed, Seeds, Share, Source, Text
+from smidgen.process.fields import Count, ModelName, OutputFolder, Positive, Seed, Seeds, Share, Source, Sources, Text
 from smidgen.process.problems import shown
 from smidgen.process.run_recipe import RunRecipe, Section, Technique, TrainingConfig, read_recipe
 from smidgen.process.technique import TechniqueSpec
@@ -103,6 +103,23 @@ class DataConfig(Section):
         return self
 
 
+class ProbeConfig(Section):
+    """What is watched, and how much of it may be forgotten.
+
+    Attributes:
+        text: files, folders, patterns, or embedded:sotu: text of the kind that the model should go on to know.
+        rise: how much the loss of its tokens may rise, as a part of what it was; an epoch beyond is not kept, and the
+            training ends with it.
+        blocks: how many blocks are scored.
+        length: tokens of a block.
+    """
+
+    text: Sources
+    rise: Positive = 0.05
+    blocks: Count = 50
+    length: Count = 128
+
+
 class Recipe(RunRecipe):
     """One model, one data set, one budget, and the techniques to train.
 
@@ -113,6 +130,7 @@ class Recipe(RunRecipe):
         technique: what `train` trains.
         compare: what `compare` compares; `COMPARED` by default, without `head` in generation.
         training: how each is trained.
+        probe: text that the model should not forget, watched while it is trained; generation only. None: there is none.
         seeds: `compare` trains each technique once for each.
         output: the folder of the results.
     """
@@ -127,6 +145,7 @@ class Recipe(RunRecipe):
         default_factory=lambda fields: _comparable(fields.get("task"))
     )
     training: TrainingConfig = TrainingConfig()
+    probe: ProbeConfig | None = None
     seeds: Seeds = (0,)
     output: OutputFolder
 
@@ -139,6 +158,10 @@ class Recipe(RunRecipe):
                     f"data.{column}={shown(given)} is a column of task={task}; that of task={self.task} is "
                     f"data.{TARGETS[self.task]}."
                 )
+        if self.probe is not None and self.task != "generation":
+            raise ValueError(
+                f"probe is text, which a model of task={self.task} has no words for; it is for generation."
+            )
         return self
 
     @property

@@ -58,6 +58,7 @@ def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any
             rates=job.rates,
             pad_id=pad_id(job.tokenizer),
             fingerprint=job.data.fingerprint(),
+            probe=job.probe,
             resume=resume,
             quiet=quiet,
         )
@@ -126,6 +127,9 @@ def _metrics(job: Job, progress: Progress, scores: Scores, peak: int) -> dict[st
         "test": scores,
         "best_epoch": progress.best_epoch + 1,
         "curve": progress.curve,
+        "probe": None
+        if progress.probe_loss is None
+        else {"before": progress.probe_loss, "after": progress.curve[progress.best_epoch]["probe_loss"]},
         "trained": job.adapter.trainable,
         "total": job.adapter.total,
         "base_parameters": sum(parameter.numel() for _, parameter in own_parameters(job.model)),

@@ -23,6 +23,7 @@ from smidgen.process.log import Log
 from smidgen.process.models import gradient_checkpointing, logits
 from smidgen.process.onednn import exact_onednn
 from smidgen.process.optimizer import Rates, make_optimizer, set_rates
+from smidgen.process.probe import Probe
 from smidgen.process.run_recipe import RunRecipe, TrainingConfig
 from smidgen.process.scores import Scores
 from smidgen.process.signals import stoppable
@@ -51,6 +52,8 @@ class Progress:
         best_epoch: the epoch that is kept: of those with this score, the one with the lowest loss. Epochs before a
             technique's schedule has come to its end are no candidates.
         score_epoch: when the score was first reached, from which patience counts.
+        probe_loss: the loss of the probe before the first step; None: there is no probe.
+        is_forgotten: whether it has risen by more than it may.
         curve: one point an epoch.
         log_bytes: the log's length.
     """
@@ -65,6 +68,8 @@ class Progress:
     best_loss: float | None = None
     best_epoch: int = 0
     score_epoch: int = 0
+    probe_loss: float | None = None
+    is_forgotten: bool = False
     curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     log_bytes: int = 0
 
@@ -79,6 +84,7 @@ def train(
     rates: Rates,
     pad_id: int,
     fingerprint: str,
+    probe: Probe | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> Progress:
@@ -96,6 +102,7 @@ def train(
         rates: the learning rates of its techniques and of the task's head.
         pad_id: fills short rows.
         fingerprint: of the rows.
+        probe: what should not be forgotten; an epoch in which it is ends the training, and is not kept.
         resume: whether to go on from the checkpoint in the output folder.
         quiet: whether to show no progress.
 
@@ -103,7 +110,8 @@ def train(
         What the run gathered.
 
     Raises:
-        UserError: the checkpoint does not fit, the disk is full, or the loss is not finite.
+        UserError: the checkpoint does not fit, the disk is full, the loss is not finite, or the first epoch forgets too
+            much of the probe.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
     config, folder = recipe.training, Path(recipe.output)
@@ -114,6 +122,8 @@ def train(
     progress, best = Progress(), dict[str, Tensor]()
     if resume:
         progress, best = _restore(checkpoint.load(folder / "checkpoint", recipe, fingerprint), adapter, optimizer)
+    elif probe is not None:
+        progress.probe_loss = probe.loss()
     adapter.clock = Clock(progress.step, steps)
     schedule(adapter)
     saver = _Saver(recipe, fingerprint, adapter, optimizer)
@@ -122,7 +132,7 @@ def train(
     metric = metric_named(recipe.metric)
     log = Log(folder, config, metric, progress, parts=data.parts, steps=steps, quiet=quiet)
     with log, stoppable() as stop, recomputing:
-        while (progress.step < steps or progress.position) and not _out_of_patience(progress, config):
+        while (progress.step < steps or progress.position) and not _is_over(progress, config):
             model.train()
             rows, batches = data.rows(progress.epoch), data.batches(progress.epoch)
             for place in range(progress.position, min(len(batches), progress.position + steps - progress.step)):
@@ -152,20 +162,28 @@ def train(
             scores = evaluate()
             point = _point(progress, data.parts, scores, recipe.metric)
             progress.curve.append(point)
+            if probe is not None and progress.probe_loss is not None:
+                point["probe_loss"] = probe.loss()
+                progress.is_forgotten = probe.is_forgotten(progress.probe_loss, point["probe_loss"])
             loss = float(scores["loss"])
             score = -loss if metric.lower_is_better else float(scores[recipe.metric])
             if progress.best_score is None or score > progress.best_score:
                 progress.score_epoch = progress.epoch
-            if is_settled(adapter) and _is_better(score, loss, progress):
+            if not progress.is_forgotten and is_settled(adapter) and _is_better(score, loss, progress):
                 progress.best_score, progress.best_loss = score, loss
                 progress.best_epoch = progress.epoch
                 best = parallel.get_weights(adapter)
             log.epoch(progress, point)
             progress.epoch, progress.position, progress.epoch_loss = progress.epoch + 1, 0, 0.0
-        if progress.step < steps:  # out of patience
+        if progress.step < steps:  # it is over before
             saver.save(progress, best, log)
         if parallel.summed(bool(stop))[0]:
             raise _interrupted(progress, steps, recipe)
+    if not best:
+        raise UserError(
+            f"After the first epoch the loss of probe.text was {progress.curve[-1]['probe_loss']:.3f}, and before it "
+            f"{progress.probe_loss:.3f}: more than probe.rise lets it rise. Lower training.learning_rate, or raise it."
+        )
     parallel.set_weights(adapter, best)
     return progress
 
@@ -240,8 +258,10 @@ def _point(progress: Progress, parts: int, scores: Scores, metric: str) -> dict[
     }
 
 
-def _out_of_patience(progress: Progress, config: TrainingConfig) -> bool:
-    return config.patience is not None and progress.epoch - progress.score_epoch > config.patience
+def _is_over(progress: Progress, config: TrainingConfig) -> bool:
+    """Whether there is no epoch to come: too much is forgotten, or patience is at its end."""
+    is_patient = config.patience is None or progress.epoch - progress.score_epoch <= config.patience
+    return progress.is_forgotten or not is_patient
 
 
 class _Saver:
