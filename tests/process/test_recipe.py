@@ -104,7 +104,8 @@ def test_a_model_written_as_a_path_is_a_path_even_before_it_exists(tmp_path):
 def test_the_column_of_another_task_is_refused(tmp_path):
     said = refusal(tmp_path, "model: m\ntask: token-classification\ndata: {train: a.csv, label: slots}")
     assert said.endswith(
-        "recipe.yaml: data.label='slots' is a column of task=classification; that of task=token-classification is data.spans."
+        "recipe.yaml: data.label='slots' is a column of task=classification; that of task=token-classification is "
+        "data.spans."
     )
     recipe = load(tmp_path, "model: m\ntask: generation\ndata: {train: a.csv, answer: reply}")
     assert load(tmp_path, recipe.written()) == recipe
