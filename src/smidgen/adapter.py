@@ -318,11 +318,26 @@ class Adapter:
         The update is summed in fp32 and rounded once to the weight's own format: in bfloat16 that loses small updates.
 
         Raises:
-            ValueError: one of its techniques is not an update of a weight, a weight is quantized or tied, or
-                another adapter is attached, which was trained without this one; nothing is changed then.
+            ValueError: as `check_mergeable`; nothing is changed then.
             RuntimeError: it is no longer on the model.
         """
         self._check_on_model()
+        self.check_mergeable()
+        self.activate()
+        with torch.no_grad():
+            for place, delta in self.merge_order():
+                delta.merge(place.layer)
+        for parameter in self._own.own().values():
+            parameter.requires_grad_(False)
+        self._remove()
+        return self.model
+
+    def check_mergeable(self) -> None:
+        """Raise a ValueError if the adapter cannot be merged.
+
+        One of its techniques is not an update of a weight, a weight is quantized or tied, or another adapter is
+        attached, which was trained without this one.
+        """
         fixed = dict.fromkeys(method.title for method, _, delta in self.entries() if not delta.mergeable)
         if fixed:
             raise ValueError(
@@ -345,14 +360,6 @@ class Adapter:
                     f"{place.name}'s weight is tied to another layer's, which merging would change too. Untie them, or "
                     "keep the adapter attached."
                 )
-        self.activate()
-        with torch.no_grad():
-            for place, delta in self.merge_order():
-                delta.merge(place.layer)
-        for parameter in self._own.own().values():
-            parameter.requires_grad_(False)
-        self._remove()
-        return self.model
 
     def merge_order(self) -> list[tuple[Place, Delta]]:
         """The deltas in the order in which they can be written into a weight: those of the input last, backwards.

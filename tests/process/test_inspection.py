@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from smidgen.errors import UserError
 from smidgen.process.inspection import Finding, Inspection, inspect_data
 from smidgen.process.job import Job, prepare
 from smidgen.process.mislabelled import doubtful
@@ -115,6 +116,8 @@ def test_saved_splits_are_the_same_splits(tmp_path: Path) -> None:
         assert getattr(again.data, split) == getattr(started.data, split)
     assert again.labels == started.labels
     assert again.recipe.training == started.recipe.training
+    with pytest.raises(UserError, match="is there already, and what is in it would be lost"):
+        save_splits(started, tmp_path / "fixed")
 
 
 @pytest.mark.parametrize(

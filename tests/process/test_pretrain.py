@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from smidgen.errors import Interrupted, UserError
 from smidgen.process import train as training
-from smidgen.process.pretrain import Pretraining, prepare, run
+from smidgen.process.pretrain import SCRATCH, Pretraining, prepare, run
 from smidgen.process.pretrain_recipe import load_pretrain_recipe
 
 SMALL = (
@@ -183,8 +183,43 @@ def test_a_technique_that_is_no_change_of_weights_is_refused(recipe: Path) -> No
     run(job(recipe, "training.max_steps=1"), quiet=True)
     path = recipe.parent / "more.yaml"
     path.write_text(f"model: out/model\n{REST}")
-    with pytest.raises(UserError, match="Houlsby adapter is no change of weights"):
+    with pytest.raises(UserError, match="Houlsby adapter cannot be merged into the weights"):
         job(path, "technique=houlsby", "output=more")
+
+
+def test_what_a_user_has_in_the_output_folder_stays(recipe: Path) -> None:
+    own = [recipe.parent / "work" / name / "mine.txt" for name in ("tokens", "tokenizer", "checkpoint")]
+    for file in own:
+        file.parent.mkdir(parents=True)
+        file.write_text("mine")
+    with pytest.raises(UserError, match="names no text file"):
+        job(recipe, "output=work", "corpus.train=nothing")
+    assert all(file.read_text() == "mine" for file in own)
+
+
+def test_a_finished_run_is_not_prepared_again(recipe: Path) -> None:
+    run(job(recipe, "training.max_steps=1"), quiet=True)
+    with pytest.raises(UserError, match="is finished; there is nothing left to resume"):
+        job(recipe, "training.max_steps=1", resume=True)
+    assert not (recipe.parent / "out" / SCRATCH).exists()
+
+
+def test_the_other_objective_is_refused(recipe: Path) -> None:
+    made = job(recipe, "output=other").objective
+    other = "causal" if made == "masked" else "masked"
+    with pytest.raises(UserError, match=f"objective={other}: .* Its objective is {made}"):
+        job(recipe, f"objective={other}")
+
+
+def test_a_weight_that_is_tied_is_refused_before_the_training(recipe: Path) -> None:
+    run(job(recipe, "training.max_steps=1"), quiet=True)
+    path = recipe.parent / "more.yaml"
+    path.write_text(f"model: out/model\n{REST}")
+    head = "cls.predictions.decoder" if "bert" in recipe.read_text() else None
+    if head is None:
+        pytest.skip("Llama's are not tied")
+    with pytest.raises(UserError, match="weight is tied to another layer's"):
+        job(path, f"technique={{name: lora, targets: {head}}}", "output=more")
 
 
 def test_an_empty_corpus_is_refused(recipe: Path) -> None:

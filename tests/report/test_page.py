@@ -255,6 +255,7 @@ def _luminance(colour: str) -> float:
 
 def test_the_page_of_the_data_holds_what_was_found_and_nothing_runs(tmp_path: Path) -> None:
     found = Inspection(
+        notes=[HOSTILE],
         rows={"train": 3, "validation": 1, "test": 1},
         labels=[{"label": HOSTILE, "train": 3, "validation": 1, "test": 1}],
         lengths=[Lengths("train", 3, 5, 9, 1)],

@@ -120,14 +120,21 @@ class Masked:
     def _hidden(
         self, tokens: NDArray[np.int64], continues: NDArray[np.bool_], random: np.random.Generator
     ) -> NDArray[np.bool_]:
-        """Which tokens are hidden: words in a random order, until they have the share of the tokens."""
-        words = np.cumsum(~continues if self.whole_words else np.ones_like(continues))
+        """Which tokens are hidden: words in a random order, but for those that would make more than the share.
+
+        The tokens of a word that has more than the share alone are words of their own: text without white space.
+        """
         allowed = ~np.isin(tokens, self.never)
-        kinds, sizes = np.unique(words[allowed], return_counts=True)
-        mixed = random.permutation(len(kinds))
         wanted = max(1, round(self.share * int(allowed.sum())))
-        before = np.cumsum(sizes[mixed]) - sizes[mixed]
-        chosen = kinds[mixed[before < wanted]]
+        words = np.cumsum(~continues if self.whole_words else np.ones_like(continues))
+        long = np.bincount(words[allowed], minlength=len(tokens) + 1)[words] > wanted
+        words = np.where(long, len(tokens) + 1 + np.arange(len(tokens)), words)
+        kinds, sizes = np.unique(words[allowed], return_counts=True)
+        chosen, left = [], wanted
+        for place in random.permutation(len(kinds)):
+            if sizes[place] <= left:
+                chosen.append(kinds[place])
+                left -= int(sizes[place])
         return allowed & np.isin(words, chosen)
 
 
@@ -164,14 +171,23 @@ class CorpusRows:
         task: `Causal` or `Masked`.
         batch_size: blocks of a step.
         seed: of the order.
-        parts: of an epoch, after each of which the model is scored.
+        scorings: parts of an epoch, after each of which the model is scored; no more than there are steps.
     """
 
     stream: Numbers
     task: Causal | Masked
     batch_size: int
     seed: int
-    parts: int = 1
+    scorings: int = 1
+
+    @property
+    def parts(self) -> int:
+        """Parts of an epoch, each with a step at least."""
+        return min(self.scorings, self._steps)
+
+    @property
+    def _steps(self) -> int:
+        return -(-self.task.count(self.stream) // self.batch_size)
 
     def rows(self, part: int) -> Blocks:
         """The blocks as they are in the epoch of this part."""
@@ -181,7 +197,7 @@ class CorpusRows:
         """The blocks of each step of a part; none is held in memory before it is asked for."""
         epoch, place = divmod(part, self.parts)
         count = self.task.count(self.stream)
-        steps = -(-count // self.batch_size)
+        steps = self._steps
         steps_of_part = range(place * steps // self.parts, (place + 1) * steps // self.parts)
         return Batches(steps_of_part, self.batch_size, count, shuffle(count, [self.seed, epoch]))
 

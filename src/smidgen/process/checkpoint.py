@@ -121,8 +121,6 @@ def load(folder: Path, recipe: RunRecipe, data: str) -> Checkpoint:
         UserError: there is none, it was damaged, or the recipe or the rows have changed since.
     """
     if not exists(folder):
-        if (folder.parent / "metrics.json").is_file():
-            raise UserError(f"The run in {folder.parent} is finished; there is nothing left to resume.")
         raise UserError(f"There is no checkpoint to resume in {folder.parent}. Train without --resume.")
     description = files.read_json(folder / DESCRIPTION)
     if not isinstance(description, dict) or description.get("format") != FORMAT or description.keys() != _FIELDS:

@@ -66,12 +66,16 @@ def contrast(first: Path, second: Path, *, margin: float) -> Contrast:
     scores = float(ours["test"][metric]), float(theirs["test"][metric])
     margin *= 1 if written.percent else scores[1]
     rows = per_row([ours["test"]]), per_row([theirs["test"]])
+    if metric == "loss" and not np.array_equal(rows[0].wholes, rows[1].wholes):
+        raise UserError(
+            f"{first} and {second} cut the answers into different tokens, so that a token's loss is not the same thing."
+        )
     low, high = difference(*rows)
     close_low, close_high = difference(*rows, level=0.9)
     if low > 0 or high < 0:
         verdict = "better" if (low > 0) != written.lower_is_better else "worse"
     else:
-        verdict = "same" if -margin < close_low and close_high < margin else "open"
+        verdict = "same" if -margin <= close_low and close_high <= margin else "open"
     return Contrast(metric, scores, scores[0] - scores[1], (low, high), margin, verdict, *_split(ours, theirs))
 
 

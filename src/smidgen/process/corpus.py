@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,7 +49,7 @@ class Page(NamedTuple):
 
 
 def text_files(sources: Sequence[str]) -> list[Path]:
-    """The files of a corpus, each once, in the order of their names.
+    """The files of a corpus, each once, by source and name.
 
     Args:
         sources: files, folders, which stand for the .txt files in them, patterns such as texts/*.txt, and
@@ -99,7 +99,7 @@ def _pages_of(path: Path, size: int) -> Iterator[Page]:
                 cut = max(rest.rfind("\n"), rest.rfind(" "))  # white space goes with the word after it
                 if cut <= 0:
                     cut = len(rest) if len(rest) > LONGEST_WORD else 0
-                if rest[:cut].strip():
+                if rest[:cut].strip() or cut > LONGEST_WORD:
                     yield Page(rest[:cut], ends=False)
                     rest = rest[cut:]
     except UnicodeDecodeError as error:
@@ -141,22 +141,37 @@ def write_streams(
     """
     if not tokenizer.is_fast:
         raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer, which tells words apart.")
+
+    def aside(number: int) -> bool:
+        """Whether a page is one of the share."""
+        return validation is None and int((number + 1.5) * share) > int((number + 0.5) * share)
+
     source = _described([*paths, *(validation or [])], tokenizer, end, share, aside=validation is None)
     if not _is_whole(folder, source):
         with files.new_folder(folder) as new:
             with (new / "train").open("wb") as train, (new / "validation").open("wb") as held:
-                for number, tokens in enumerate(tokens_of(pages(paths), tokenizer, end)):
-                    is_aside = validation is None and int((number + 1.5) * share) > int((number + 0.5) * share)
-                    (held if is_aside else train).write(tokens.tobytes())
+                for number, tokens in enumerate(tokens_of(_parted(pages(paths), aside), tokenizer, end)):
+                    (held if aside(number) else train).write(tokens.tobytes())
                 for tokens in tokens_of(pages(validation or []), tokenizer, end):
                     held.write(tokens.tobytes())
             hashes = [files.sha256(new / name) for name in ("train", "validation")]
             files.write_json(
                 new / DESCRIPTION, source | {"sha256": hashlib.sha256("".join(hashes).encode()).hexdigest()}
             )
+    return open_streams(folder)
+
+
+def open_streams(folder: Path) -> Streams:
+    """The streams that were written to a folder."""
     return Streams(
         _mapped(folder / "train"), _mapped(folder / "validation"), files.read_json(folder / DESCRIPTION)["sha256"]
     )
+
+
+def _parted(found: Iterable[Page], aside: Callable[[int], bool]) -> Iterator[Page]:
+    """The pages, ended where the next one goes to the other stream: what follows there is not what came after."""
+    for number, page in enumerate(found):
+        yield page._replace(ends=page.ends or aside(number) != aside(number + 1))
 
 
 def _described(

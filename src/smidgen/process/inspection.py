@@ -11,9 +11,11 @@ import numpy as np
 
 from smidgen.process.data import Example
 from smidgen.process.job import Job
+from smidgen.process.mislabelled import LARGEST as MOST_LABELLED
 from smidgen.process.mislabelled import doubtful
 from smidgen.process.odd_text import damage, foreign
 from smidgen.process.recipe import Task
+from smidgen.process.similar import LARGEST as MOST_COMPARED
 from smidgen.process.similar import nearly_equal
 from smidgen.process.splits import normalize
 
@@ -32,7 +34,7 @@ ANSWERS: dict[Task, str] = {"classification": "labels", "token-classification": 
 
 
 class Found(NamedTuple):
-    """A row of a finding: its split, its number there from 1, its text, and what about it."""
+    """A row of a finding: its split, its number there from 1, as `save_splits` has it, its text, and what about it."""
 
     split: str
     number: int
@@ -71,6 +73,7 @@ class Inspection:
     """What was looked at, and what was found.
 
     Attributes:
+        notes: what was done with the rows as they were read and split, in sentences.
         rows: of each split.
         labels: of each label its name, and its rows or spans in each split, the most frequent first.
         lengths: of each split.
@@ -80,6 +83,7 @@ class Inspection:
         good: what was looked for and not found, in sentences.
     """
 
+    notes: list[str]
     rows: dict[str, int]
     labels: list[dict[str, Any]]
     lengths: list[Lengths]
@@ -102,8 +106,9 @@ def inspect_data(job: Job) -> Inspection:
         if look.task in check.tasks:
             found = list(check.find(look))
             findings += [dataclasses.replace(finding, rows=finding.rows[:SHOWN]) for finding in found]
-            good += [] if found else [check.fine]
+            good += [] if found else [check.fine + look.limits.get(check.find, "")]
     return Inspection(
+        notes=job.notes,
         rows={split: len(rows) for split, rows in look.splits.items()},
         labels=look.labels,
         lengths=_lengths(look),
@@ -125,8 +130,13 @@ class Look:
         self.job, self.task = job, job.recipe.task
         self.splits: dict[str, list[Example]] = {split: getattr(job.data, split) for split in SPLITS}
         self.plain = {split: [normalize(row.text) for row in rows] for split, rows in self.splits.items()}
-        self.places = [(split, number) for split, rows in self.splits.items() for number in range(len(rows))]
+        backwards = list(self.splits.items())[::-1]  # where there are too many rows, some of training are passed over
+        self.places = [(split, number) for split, rows in backwards for number in range(len(rows))]
         self.rows = [self.splits[split][number] for split, number in self.places]
+        self.limits: dict[Callable[[Look], Iterator[Finding]], str] = {
+            mislabelled: _first(MOST_LABELLED, len(self.rows)),
+            similar: _first(MOST_COMPARED, max(map(len, self.splits.values()))),
+        }
         self.language, self.strangers = foreign([row.text for row in self.rows])
         counts = {
             split: Counter(label for row in rows for label in self._of(row)) for split, rows in self.splits.items()
@@ -177,8 +187,8 @@ def similar(look: Look) -> Iterator[Finding]:
         if pairs:
             yield Finding(
                 "Nearly the same in two splits",
-                f"{_of(pairs, texts)} of data.{split} nearly the same as one of data.train: the score on them says "
-                "less of new texts than that on the others.",
+                f"{_of(pairs, texts[:MOST_COMPARED])} of data.{split} nearly the same as one of data.train: the score on "
+                "them says less of new texts than that on the others.",
                 [look.found(split, pair.one, f"in data.train: {train[pair.other]}") for pair in pairs],
             )
 
@@ -218,8 +228,8 @@ def mislabelled(look: Look) -> Iterator[Finding]:
     if doubts:
         yield Finding(
             "Labels that may be wrong",
-            f"{_of(doubts, look.rows)} with a label that a classifier of words doubts, which may be wrong itself: read "
-            "the first, and mend those that are.",
+            f"{_of(doubts, look.rows[:MOST_LABELLED])} with a label that a classifier of words doubts, which may be wrong "
+            "itself: read the first, and mend those that are.",
             [
                 look.found(*look.places[row], note=f"labelled {labels[row]}, looks like {label}")
                 for row, label, _ in doubts
@@ -289,6 +299,11 @@ def _lengths(look: Look) -> list[Lengths]:
         middle, most = (int(np.percentile(tokens, share, method="higher")) for share in (50, 95))
         found.append(Lengths(split, middle, most, int(tokens.max()), int((tokens > look.job.room.row).sum())))
     return found
+
+
+def _first(most: int, count: int) -> str:
+    """What to add where not all rows were looked at."""
+    return f" (The first {most:,} rows were looked at.)" if count > most else ""
 
 
 def _of(some: Sequence[object], every: Sequence[object]) -> str:

@@ -21,7 +21,7 @@ from smidgen.process.encoding import Encoded, encode, pad_id
 from smidgen.process.evaluate import evaluate, generate, longest_answer
 from smidgen.process.memory import told_when_it_runs_out
 from smidgen.process.models import kind, load_model
-from smidgen.process.optimizer import Rates
+from smidgen.process.optimizer import Rates, rates_of
 from smidgen.process.parallel import this_process
 from smidgen.process.plan import Plan, make_plan
 from smidgen.process.probe import SHARED, Probe, probe_rows, shared_rows
@@ -137,13 +137,7 @@ class Job:
     @property
     def rates(self) -> Rates:
         """Learning rates of the techniques and of the head: the entry's, the recipe's or the technique's own."""
-        spec, training, methods = self.recipe.technique, self.recipe.training, self.adapter.methods
-        rates = tuple(
-            part.learning_rate or training.learning_rate or method.learning_rates[kind(self.model)]
-            for part, method in zip(spec.parts, methods, strict=True)
-        )
-        head = spec.head_learning_rate or training.head_learning_rate or methods[0].head_learning_rate or rates[0]
-        return rates, head
+        return rates_of(self.recipe, self.adapter, kind(self.model))
 
     @property
     def summary(self) -> str:
@@ -167,15 +161,9 @@ class Job:
             rows,
             labels=self.labels,
             pad_id=pad_id(self.tokenizer),
-            batch_size=self._rows_at_once,
+            batch_size=self.recipe.training.rows_at_once,
             precision=self.recipe.training.precision,
         )
-
-    @property
-    def _rows_at_once(self) -> int:
-        """What evaluation may take of the memory: no more rows than training."""
-        training = self.recipe.training
-        return min(32, training.micro_batch_size or training.batch_size)
 
     @functools.cached_property
     def probe(self) -> Probe | None:
@@ -218,7 +206,7 @@ class Job:
         if self.recipe.task == "generation":
             texts, answers = [example.text for example in examples], [example.answer or "" for example in examples]
             longest = longest_answer(self.tokenizer, answers)
-            given, _ = self.answer(texts, max_new_tokens=longest, batch_size=self._rows_at_once)
+            given, _ = self.answer(texts, max_new_tokens=longest, batch_size=self.recipe.training.rows_at_once)
             scores |= {"exact_match": exact_match(given, answers), **rouge(given, answers)}
         return scores
 
@@ -249,11 +237,16 @@ def prepare(recipe: Recipe, *, device: torch.device | None = None) -> Job:
     torch.manual_seed(training.seed)
     adapter = attach_technique(recipe.technique, model, tokenizer)
     if training.precision == "bf16":
-        for parameter in adapter.parameters():  # small steps are lost in bfloat16; the frozen weights take none
-            parameter.data = parameter.data.float()
+        train_in_fp32(adapter)
     job = Job(recipe, data.labels, model, tokenizer, adapter)
     job.data = data
     return job
+
+
+def train_in_fp32(adapter: Adapter) -> None:
+    """Keep what is trained in fp32: small steps are lost in bfloat16. The frozen weights take none."""
+    for parameter in adapter.parameters():
+        parameter.data = parameter.data.float()
 
 
 def attach_technique(spec: TechniqueSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Adapter:

@@ -18,6 +18,9 @@ FOLDS = 5
 LARGEST = 30_000
 """Rows that are looked at; of more, the first."""
 
+LARGEST_WEIGHTS = 1_000_000
+"""Of the classifier, whose training has some twenty copies of them in memory."""
+
 
 class Doubt(NamedTuple):
     """A row, the label that it seems to have, and by how much that is likelier than its own, from 0 to 1."""
@@ -46,17 +49,23 @@ def doubtful(texts: Sequence[str], labels: Sequence[str], *, seed: int = 0) -> l
         return []
     names, known = np.unique([labels[row] for row in rows], return_inverse=True)
     folds = StratifiedKFold(min(FOLDS, int(np.bincount(known).min())), shuffle=True, random_state=seed)
-    classifier = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"),
-        LogisticRegression(C=10.0, max_iter=300),
+    words = TfidfVectorizer(
+        ngram_range=(1, 2),
+        sublinear_tf=True,
+        token_pattern=r"(?u)\b\w+\b",
+        max_features=max(2000, LARGEST_WEIGHTS // len(names)),
     )
-    chances = cross_val_predict(classifier, [texts[row] for row in rows], known, cv=folds, method="predict_proba")
+    classifier = make_pipeline(words, LogisticRegression(C=10.0, max_iter=300))
+    try:
+        chances = cross_val_predict(classifier, [texts[row] for row in rows], known, cv=folds, method="predict_proba")
+    except ValueError:  # no text has a word
+        return []
     average = np.array([chances[known == label, label].mean() for label in range(len(names))])
     claims = np.where(chances >= average, chances, 0.0)
     claimed = claims.argmax(1)
-    margins = chances.max(1) - chances[np.arange(len(rows)), known]
+    every = np.arange(len(rows))
+    margins = np.where(claims.max(1) > 0, chances[every, claimed] - chances[every, known], 0.0)
     found = [
-        Doubt(rows[index], str(names[claimed[index]]), float(margins[index]))
-        for index in np.flatnonzero((claims.max(1) > 0) & (claimed != known))
+        Doubt(rows[index], str(names[claimed[index]]), float(margins[index])) for index in np.flatnonzero(margins > 0)
     ]
     return sorted(found, key=lambda doubt: -doubt.margin)

@@ -11,11 +11,10 @@ import torch
 
 from smidgen import files
 from smidgen.errors import UserError
-from smidgen.process import checkpoint
+from smidgen.layers import position_offset
 from smidgen.process.corpus import pages
 from smidgen.process.encoding import pad_id
 from smidgen.process.models import DTYPES, from_pretrained, pretrained_folder
-from smidgen.process.parallel import this_process
 from smidgen.process.pretrain_recipe import NewModel, PretrainRecipe
 from smidgen.process.problems import shown, unknown
 from smidgen.process.vocabulary import Objective, train_tokenizer
@@ -26,11 +25,16 @@ if TYPE_CHECKING:
 AUTO_CLASSES: dict[Objective, str] = {"masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}
 
 
-def made_for(model: str | NewModel) -> Objective:
-    """Masked for models that see both sides of a token, causal for those that see what comes before it."""
+def objective_of(recipe: PretrainRecipe) -> Objective:
+    """What a recipe asks for, or else what its model is made for: masked where it sees both sides of a token.
+
+    Raises:
+        UserError: the model is no model of language, has an encoder and a decoder, or is not made for the objective.
+    """
     from transformers import AutoConfig
     from transformers.models.auto import modeling_auto
 
+    model = recipe.model
     if isinstance(model, NewModel):
         config = _config(model)
     else:
@@ -38,13 +42,20 @@ def made_for(model: str | NewModel) -> Objective:
             config = AutoConfig.from_pretrained(pretrained_folder(model))
         except (OSError, ValueError) as error:
             raise UserError(f"model={model!r} cannot be loaded: {' '.join(str(error).split())}") from error
+    kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
-        raise UserError(f"{config.model_type} has an encoder and a decoder, whose pre-training is not here.")
-    if config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return "masked"
-    if config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return "causal"
-    raise UserError(f"{config.model_type} is no model of language that transformers knows.")
+        raise UserError(f"{kind} has an encoder and a decoder, whose pre-training is not here.")
+    made_for: Objective
+    if kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        made_for = "masked"
+    elif kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        made_for = "causal"
+    else:
+        raise UserError(f"{kind} is no model of language that transformers knows.")
+    if recipe.objective not in (None, made_for):
+        sees = "both sides of a token, the answer among them" if made_for == "masked" else "what comes before a token"
+        raise UserError(f"objective={recipe.objective}: {kind} sees {sees}. Its objective is {made_for}.")
+    return made_for
 
 
 def _config(model: NewModel, **more: Any) -> PretrainedConfig:
@@ -73,14 +84,14 @@ def _config(model: NewModel, **more: Any) -> PretrainedConfig:
 
 
 def model_and_tokenizer(
-    recipe: PretrainRecipe, objective: Objective, paths: Sequence[Path]
+    recipe: PretrainRecipe, objective: Objective, scratch: Path
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model of a recipe and its tokenizer: loaded, or made new.
 
     Args:
         recipe: names them.
         objective: what the model's head is for.
-        paths: the corpus, which a new tokenizer is trained on.
+        scratch: where a tokenizer is that was trained.
 
     Raises:
         UserError: one of them cannot be had.
@@ -91,9 +102,7 @@ def model_and_tokenizer(
         return from_pretrained(
             recipe.model, AUTO_CLASSES[objective], what, seed=training.seed, dtype=DTYPES[training.precision]
         )
-    with torch.device("meta"):  # what cannot be made is said before the corpus is read
-        _made(recipe.model, objective, _config(recipe.model))
-    tokenizer = _tokenizer(recipe, objective, paths)
+    tokenizer = load_tokenizer(recipe, scratch)
     names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
     config = _config(
         recipe.model,
@@ -102,14 +111,23 @@ def model_and_tokenizer(
         **{name: getattr(tokenizer, name) for name in names},
     )
     torch.manual_seed(training.seed)
-    return _made(recipe.model, objective, config, dtype=DTYPES[training.precision]), tokenizer
+    model = _made(recipe.model, objective, config, DTYPES[training.precision])
+    positions = getattr(config, "max_position_embeddings", None)
+    tokenizer.model_max_length = recipe.corpus.length if positions is None else positions - position_offset(model)
+    return model, tokenizer
 
 
-def _made(model: NewModel, objective: Objective, config: PretrainedConfig, **arguments: Any) -> PreTrainedModel:
+def check_config(model: NewModel, objective: Objective) -> None:
+    """Raise a UserError if the model cannot be made: before the corpus is read, and without its memory."""
+    with torch.device("meta"):
+        _made(model, objective, _config(model), torch.float32)
+
+
+def _made(model: NewModel, objective: Objective, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     import transformers
 
     try:
-        made: PreTrainedModel = getattr(transformers, AUTO_CLASSES[objective]).from_config(config, **arguments)
+        made: PreTrainedModel = getattr(transformers, AUTO_CLASSES[objective]).from_config(config, dtype=dtype)
     except Exception as error:  # as of a configuration
         raise UserError(
             f"model.type={model.type} cannot be made for {objective} language modelling: {' '.join(str(error).split())}"
@@ -117,28 +135,33 @@ def _made(model: NewModel, objective: Objective, config: PretrainedConfig, **arg
     return made
 
 
-def _tokenizer(recipe: PretrainRecipe, objective: Objective, paths: Sequence[Path]) -> PreTrainedTokenizerBase:
-    """Another model's, or one that is trained on the corpus; a run that goes on takes the one that it began with."""
+def write_tokenizer(recipe: PretrainRecipe, objective: Objective, paths: Sequence[Path], scratch: Path) -> None:
+    """Train the recipe's tokenizer on the corpus, unless it is another model's."""
+    wanted = recipe.tokenizer
+    if wanted.of is None:
+        texts = (page.text for page in pages(paths))
+        trained = train_tokenizer(
+            texts, wanted.vocabulary, objective, lowercase=wanted.lowercase, length=recipe.corpus.length
+        )
+        shutil.rmtree(scratch / "tokenizer", ignore_errors=True)
+        with files.new_folder(scratch / "tokenizer") as new:
+            trained.save_pretrained(new)
+
+
+def load_tokenizer(recipe: PretrainRecipe, scratch: Path) -> PreTrainedTokenizerBase:
+    """The model's own, another model's, or the one that was trained.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
-    wanted, folder = recipe.tokenizer, Path(recipe.output)
-    if wanted.of is not None:
-        place = pretrained_folder(wanted.of)
-    else:
-        place = str(folder / "tokenizer")
-        if not checkpoint.exists(folder / "checkpoint") and this_process().is_main_process:
-            trained = train_tokenizer(
-                (page.text for page in pages(paths)),
-                wanted.vocabulary,
-                objective,
-                lowercase=wanted.lowercase,
-                length=recipe.corpus.length,
-            )
-            shutil.rmtree(place, ignore_errors=True)
-            with files.new_folder(Path(place)) as new:
-                trained.save_pretrained(new)
+    source = recipe.model if isinstance(recipe.model, str) else recipe.tokenizer.of
+    place = str(scratch / "tokenizer") if source is None else pretrained_folder(source)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place)
     except Exception as error:  # as of a model
-        raise UserError(f"tokenizer.of={wanted.of!r} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"The tokenizer of {source or place!r} cannot be loaded: {' '.join(str(error).split())}"
+        ) from error
     return tokenizer

@@ -51,17 +51,18 @@ def foreign(texts: Sequence[str]) -> tuple[str | None, dict[int, str]]:
     """
     import py3langid
 
-    ranked = {
-        number: dict(py3langid.rank(text))
+    best = {
+        number: str(py3langid.classify(text)[0])
         for number, text in enumerate(texts)
         if sum(map(str.isalpha, text)) >= LETTERS
     }
-    best = {number: max(scores, key=scores.__getitem__) for number, scores in ranked.items()}
     (main, count), *_ = Counter(best.values()).most_common(1) or [("", 0)]
     if 3 * count < 2 * len(best) or not best:
         return None, {}
-    return main, {
-        number: language
-        for number, language in best.items()
-        if ranked[number][language] - ranked[number][main] > EVIDENCE
-    }
+
+    def evidence(number: int) -> float:
+        """How much likelier the text's own language is than that of most."""
+        scores = dict(py3langid.rank(texts[number]))
+        return float(scores[best[number]] - scores[main])
+
+    return main, {n: language for n, language in best.items() if language != main and evidence(n) > EVIDENCE}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from smidgen.process.run_recipe import TrainingConfig
+from smidgen.process.run_recipe import RunRecipe, TrainingConfig
 from smidgen.rates import parameter_groups
 
 if TYPE_CHECKING:
@@ -16,6 +16,26 @@ if TYPE_CHECKING:
 
 Rates = tuple[tuple[float, ...], float]
 """The learning rates of the techniques of an adapter, and that of the task's head."""
+
+
+def rates_of(
+    recipe: RunRecipe, adapter: Adapter, kind: Literal["encoder", "decoder"], *, default: float | None = None
+) -> Rates:
+    """The learning rates of an adapter's techniques and of the head: the entry's, the recipe's or the techniques' own.
+
+    Args:
+        recipe: the run's.
+        adapter: with the techniques.
+        kind: of the model, which decides about the techniques' own.
+        default: instead of the techniques' own.
+    """
+    spec, training, methods = recipe.technique, recipe.training, adapter.methods
+    rates = tuple(
+        part.learning_rate or training.learning_rate or default or method.learning_rates[kind]
+        for part, method in zip(spec.parts, methods, strict=True)
+    )
+    own = methods[0].head_learning_rate if default is None else None
+    return rates, spec.head_learning_rate or training.head_learning_rate or own or rates[0]
 
 
 def make_optimizer(adapter: Adapter, config: TrainingConfig, rates: Rates) -> torch.optim.Optimizer:

@@ -17,11 +17,12 @@ import functools
 import os
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -36,11 +37,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PATIENCE = timedelta(days=2)
+"""How long a process waits for another, which may be reading a large corpus."""
+
 
 @functools.cache
 def this_process() -> PartialState:
     """Which process this is, of how many, and on which device."""
-    state = PartialState(cpu=not torch.accelerator.is_available())  # unasked, accelerate looks for GPUs only
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)  # unasked, it looks for GPUs only
     if state.num_processes > 1:
         atexit.register(_leave)
     return state
@@ -55,6 +59,23 @@ def _leave() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         time.sleep(0.1)
+
+
+def in_main(work: Callable[[], None]) -> None:
+    """Do something in the main process while the others wait.
+
+    Raises:
+        UserError: it did, in all of them.
+    """
+    said: list[str | None] = [None]
+    if this_process().is_main_process:
+        try:
+            work()
+        except UserError as error:
+            said = [str(error)]
+    (problem,) = broadcast_object_list(said)
+    if problem is not None:
+        raise UserError(problem)
 
 
 def is_sharded(model: torch.nn.Module) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,15 @@ from smidgen.adapter import Adapter
 from smidgen.errors import UserError
 from smidgen.process import checkpoint
 from smidgen.process.blocks import VALIDATION, Blocks, Causal, CorpusRows, Masked
-from smidgen.process.corpus import Streams, text_files, write_streams
+from smidgen.process.corpus import Streams, open_streams, text_files, write_streams
 from smidgen.process.encoding import Encoded, pad_id
 from smidgen.process.evaluate import evaluate
-from smidgen.process.job import attach_technique
+from smidgen.process.job import attach_technique, train_in_fp32
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
 from smidgen.process.models import kind, longest_text, quietly
-from smidgen.process.new_model import made_for, model_and_tokenizer
-from smidgen.process.optimizer import Rates
-from smidgen.process.parallel import is_sharded, this_process, whole
+from smidgen.process.new_model import check_config, load_tokenizer, model_and_tokenizer, objective_of, write_tokenizer
+from smidgen.process.optimizer import Rates, rates_of
+from smidgen.process.parallel import in_main, is_sharded, this_process, whole
 from smidgen.process.pretrain_recipe import NewModel, PretrainRecipe
 from smidgen.process.run import check_start
 from smidgen.process.scores import Scores, perplexity
@@ -36,6 +37,9 @@ from smidgen.process.vocabulary import Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SCRATCH = ".pretraining"
+"""What the run needs while it lasts: the tokens of the corpus, and a tokenizer that was trained on it."""
 
 NEW_RATE = 5e-4
 """The learning rate of a new model; one that was trained before has its technique's."""
@@ -67,7 +71,9 @@ class Pretraining:
     def rows(self) -> CorpusRows:
         """What the model learns from."""
         training = self.recipe.training
-        return CorpusRows(self.streams.train, self.task, training.batch_size, training.seed, parts=training.evaluations)
+        return CorpusRows(
+            self.streams.train, self.task, training.batch_size, training.seed, scorings=training.evaluations
+        )
 
     @property
     def validation(self) -> list[Encoded]:
@@ -78,13 +84,8 @@ class Pretraining:
     @property
     def rates(self) -> Rates:
         """The technique's learning rates, and that of what lies outside the base model."""
-        spec, training = self.recipe.technique, self.recipe.training
         own = NEW_RATE if isinstance(self.recipe.model, NewModel) else None
-        rates = tuple(
-            part.learning_rate or training.learning_rate or own or method.learning_rates[kind(self.model)]
-            for part, method in zip(spec.parts, self.adapter.methods, strict=True)
-        )
-        return rates, spec.head_learning_rate or training.head_learning_rate or rates[0]
+        return rates_of(self.recipe, self.adapter, kind(self.model), default=own)
 
     def score(self) -> Scores:
         """The loss of a token in the validation blocks, and its perplexity."""
@@ -94,7 +95,7 @@ class Pretraining:
             self.validation,
             labels=(),
             pad_id=pad_id(self.tokenizer),
-            batch_size=min(32, training.micro_batch_size or training.batch_size),
+            batch_size=training.rows_at_once,
             precision=training.precision,
         )
 
@@ -106,50 +107,61 @@ def prepare(recipe: PretrainRecipe, *, resume: bool = False) -> Pretraining:
         UserError: a part of it cannot be used, they do not go together, or an unfinished run is in the way.
     """
     check_start(recipe, resume=resume)
-    folder = Path(recipe.output)
     try:
         return _prepared(recipe)
     except UserError:
-        if not checkpoint.exists(folder / "checkpoint") and this_process().is_main_process:
-            _clear(folder)
-            with contextlib.suppress(OSError):  # it holds more
+        folder = Path(recipe.output)
+        this_process().wait_for_everyone()  # none reads any more what goes now; all of them have this error
+        if this_process().is_main_process and not checkpoint.exists(folder / "checkpoint"):
+            shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it is not there, or holds more
                 folder.rmdir()
         raise
 
 
 def _prepared(recipe: PretrainRecipe) -> Pretraining:
-    corpus, folder, process = recipe.corpus, Path(recipe.output), this_process()
+    corpus, scratch = recipe.corpus, Path(recipe.output) / SCRATCH
     paths = text_files(corpus.train)
     held = text_files(corpus.validation) if corpus.validation else None
     if held and (both := sorted(set(paths) & set(held))):
         raise UserError(f"corpus.validation has a file that is trained on: {both[0]}.")
-    objective = recipe.objective or made_for(recipe.model)
-    with process.main_process_first():  # the others open what it has written
-        model, tokenizer = model_and_tokenizer(recipe, objective, paths)
-        _check_length(recipe, model, tokenizer)
-        task = _task(recipe, objective, tokenizer)
-        end = tokenizer.eos_token_id if objective == "causal" else tokenizer.sep_token_id
-        if end is None:
-            raise UserError(f"{type(tokenizer).__name__} has no token for the end of a document.")
-        streams = write_streams(folder / "tokens", paths, held, tokenizer, end=end, share=corpus.validation_share)
+    objective = objective_of(recipe)
+    in_main(lambda: _write(recipe, objective, paths, held))
+    model, tokenizer = model_and_tokenizer(recipe, objective, scratch)
+    _check_length(recipe, model, tokenizer)
+    task, streams = _task(recipe, objective, tokenizer), open_streams(scratch / "tokens")
     for use, stream in (("train", streams.train), ("validate", streams.validation)):
         if not task.count(stream):
             raise UserError(
-                f"The corpus has {len(stream):,} tokens to {use} on, which make no block of "
-                f"{corpus.length}. Give more text, or lower corpus.length."
+                f"The corpus has {len(stream):,} tokens to {use} on, which make no block of {corpus.length}. Give more "
+                "text, lower corpus.length, or set aside more by corpus.validation_share."
             )
-    model.to(process.device)
+    model.to(this_process().device)
     torch.manual_seed(recipe.training.seed)
     adapter = attach_technique(recipe.technique, model, tokenizer)
-    if fixed := [method.title for method, _, delta in adapter.entries() if not delta.mergeable]:
+    try:
+        adapter.check_mergeable()
+    except ValueError as error:
         raise UserError(
-            f"technique={recipe.technique.name}: {fixed[0]} is no change of weights, and a pre-training's result is a "
-            "whole model. Take full, lora or another that can be merged."
-        )
+            f"technique={recipe.technique.name}, and a pre-training's result is one model: {error}"
+        ) from error
     if recipe.training.precision == "bf16":
-        for parameter in adapter.parameters():
-            parameter.data = parameter.data.float()
+        train_in_fp32(adapter)
     return Pretraining(recipe, objective, model, tokenizer, adapter, streams, task)
+
+
+def _write(recipe: PretrainRecipe, objective: Objective, paths: Sequence[Path], held: Sequence[Path] | None) -> None:
+    """Put a new tokenizer and the tokens of the corpus in the output folder."""
+    scratch = Path(recipe.output) / SCRATCH
+    if isinstance(recipe.model, NewModel):
+        check_config(recipe.model, objective)
+        if not checkpoint.exists(scratch.parent / "checkpoint"):  # a run that goes on has the one that it began with
+            write_tokenizer(recipe, objective, paths, scratch)
+    tokenizer = load_tokenizer(recipe, scratch)
+    end = tokenizer.eos_token_id if objective == "causal" else tokenizer.sep_token_id
+    if end is None:
+        raise UserError(f"{type(tokenizer).__name__} has no token for the end of a document.")
+    write_streams(scratch / "tokens", paths, held, tokenizer, end=end, share=recipe.corpus.validation_share)
 
 
 def run(job: Pretraining, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -199,15 +211,10 @@ def run(job: Pretraining, *, resume: bool = False, quiet: bool = False) -> dict[
             job.model.save_pretrained(new, state_dict=weights)
             job.tokenizer.save_pretrained(new)
         files.write_json(folder / "metrics.json", metrics)
-        _clear(folder)
+        for left in (stopped, folder / SCRATCH):
+            shutil.rmtree(left, ignore_errors=True)
     this_process().wait_for_everyone()
     return metrics
-
-
-def _clear(folder: Path) -> None:
-    """Remove what a run needs while it lasts."""
-    for name in ("checkpoint", "tokens", "tokenizer"):
-        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _metrics(job: Pretraining, progress: Progress, before: Scores, peak: int) -> dict[str, Any]:

@@ -95,6 +95,8 @@ def check_start(recipe: RunRecipe, *, resume: bool) -> None:
             f"{folder} holds an unfinished run. Add --resume to go on with it, remove {stopped} to start again, or "
             "give another output."
         )
+    if resume and (folder / "metrics.json").is_file() and not checkpoint.exists(stopped):
+        raise UserError(f"The run in {folder} is finished; there is nothing left to resume.")
     refuse_own(folder / "recipe.yaml")
     if (folder / "compare.json").is_file():
         raise UserError(f"{folder} holds a comparison. Give another output.")

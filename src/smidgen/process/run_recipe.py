@@ -94,6 +94,11 @@ class TrainingConfig(Section):
     precision: Precision = "fp32"
     tracker: Literal["tensorboard", "mlflow", "wandb"] | None = None
 
+    @property
+    def rows_at_once(self) -> int:
+        """What evaluation may take of the memory: no more rows than training."""
+        return min(32, self.micro_batch_size or self.batch_size)
+
     @model_validator(mode="after")
     def _agrees(self) -> TrainingConfig:
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from smidgen import files
+from smidgen.errors import UserError
 from smidgen.process.data import Example
 from smidgen.process.inspection import SPLITS
 from smidgen.process.job import Job
@@ -24,9 +25,11 @@ def save_splits(job: Job, folder: Path) -> Path:
         The recipe's path.
 
     Raises:
-        UserError: there is something else, or the disk is full.
+        UserError: there is something, or the disk is full.
     """
     recipe = job.recipe
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--save {folder} is there already, and what is in it would be lost. Name a new folder.")
     column = TARGETS[recipe.task]
     with files.new_folder(folder) as new:
         for split in SPLITS:

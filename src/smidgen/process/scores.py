@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,12 +56,23 @@ def exact_match(given: Sequence[str], answers: Sequence[str]) -> float:
     return sum(text == answer.strip() for text, answer in zip(given, answers, strict=True)) / len(answers)
 
 
+class _Words:
+    """Words of any alphabet, where Google's own knows a to z; of scripts without spaces each character."""
+
+    alone = "\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"
+    pattern = re.compile(rf"[{alone}]|[^\W{alone}]+")
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words, in small letters."""
+        return self.pattern.findall(text.lower())
+
+
 def rouge(given: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
     """The means of ROUGE-1, ROUGE-2 and ROUGE-L (Lin, 2004) as F measures, without stemming, by Google's package."""
     from rouge_score.rouge_scorer import RougeScorer
 
     names = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-    scorer = RougeScorer(list(names.values()))
+    scorer = RougeScorer(list(names.values()), tokenizer=_Words())
     scored = [scorer.score(answer, text) for text, answer in zip(given, answers, strict=True)]
     return {name: math.fsum(row[theirs].fmeasure for row in scored) / len(scored) for name, theirs in names.items()}
 

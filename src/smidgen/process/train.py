@@ -132,7 +132,7 @@ def train(
     metric = metric_named(recipe.metric)
     log = Log(folder, config, metric, progress, parts=data.parts, steps=steps, quiet=quiet)
     with log, stoppable() as stop, recomputing:
-        while (progress.step < steps or progress.position) and not _is_over(progress, config):
+        while (progress.step < steps or progress.position) and not _is_over(progress, config, data.parts):
             model.train()
             rows, batches = data.rows(progress.epoch), data.batches(progress.epoch)
             for place in range(progress.position, min(len(batches), progress.position + steps - progress.step)):
@@ -211,7 +211,7 @@ def backward(model: PreTrainedModel, batch: Sequence[Encoded], config: TrainingC
         processes=process.num_processes,
         micro_batch_size=config.micro_batch_size,
     )
-    labels = sum(map(count_labels, batch))  # of all processes
+    labels = max(1, sum(map(count_labels, batch)))  # of all processes; none where nothing could be hidden
     total = torch.zeros((), device=process.device)
     with exact_onednn(model.device):
         for piece in pieces:
@@ -258,9 +258,9 @@ def _point(progress: Progress, parts: int, scores: Scores, metric: str) -> dict[
     }
 
 
-def _is_over(progress: Progress, config: TrainingConfig) -> bool:
+def _is_over(progress: Progress, config: TrainingConfig, parts: int) -> bool:
     """Whether there is no epoch to come: too much is forgotten, or patience is at its end."""
-    is_patient = config.patience is None or progress.epoch - progress.score_epoch <= config.patience
+    is_patient = config.patience is None or progress.epoch - progress.score_epoch <= config.patience * parts
     return progress.is_forgotten or not is_patient
 
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from smidgen.process.pretrain import Pretraining
 
 
+LONGEST_TEXT = 160
+"""Characters of a row's text on a terminal."""
+
+
 def plan_lines(plan: Plan) -> Iterator[str | Text]:
     """The plan in lines: what is trained, what stays frozen, what it costs."""
     total = plan.trainable + plan.frozen
@@ -60,10 +64,20 @@ def inspection_lines(found: Inspection, *, most: int = 3) -> Iterator[str]:
     for finding in found.findings:
         yield f"\n! {finding.title}: {finding.summary}"
         for shown in finding.rows[:most]:
-            note = f"  ({shown.note})" if shown.note else ""
-            yield f"    {shown.split} {shown.number}: {' '.join(shown.text.split())}{note}"
+            note = f"  ({_line_of(shown.note)})" if shown.note else ""
+            yield f"    {shown.split} {shown.number}: {_line_of(shown.text)}{note}"
     if found.good:
         yield "\n  " + " ".join(found.good)
+    if found.notes:
+        yield "\n  " + " ".join(found.notes)
+
+
+def _line_of(text: str) -> str:
+    """A text on one line that a terminal shows as it is, and not too long."""
+    plain = "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split())
+    )
+    return plain if len(plain) <= LONGEST_TEXT else f"{plain[: LONGEST_TEXT - 1]}…"
 
 
 def contrast_lines(found: Contrast, first: str, second: str) -> Iterator[str]:
