@@ -187,8 +187,8 @@ def similar(look: Look) -> Iterator[Finding]:
         if pairs:
             yield Finding(
                 "Nearly the same in two splits",
-                f"{_of(pairs, texts[:MOST_COMPARED])} of data.{split} nearly the same as one of data.train: the score on "
-                "them says less of new texts than that on the others.",
+                f"{_of(pairs, texts[:MOST_COMPARED])} of data.{split} nearly the same as one of data.train: the score "
+                "on them says less of new texts than that on the others.",
                 [look.found(split, pair.one, f"in data.train: {train[pair.other]}") for pair in pairs],
             )
 
@@ -228,8 +228,8 @@ def mislabelled(look: Look) -> Iterator[Finding]:
     if doubts:
         yield Finding(
             "Labels that may be wrong",
-            f"{_of(doubts, look.rows[:MOST_LABELLED])} with a label that a classifier of words doubts, which may be wrong "
-            "itself: read the first, and mend those that are.",
+            f"{_of(doubts, look.rows[:MOST_LABELLED])} with a label that a classifier of words doubts, which may be "
+            "wrong itself: read the first, and mend those that are.",
             [
                 look.found(*look.places[row], note=f"labelled {labels[row]}, looks like {label}")
                 for row, label, _ in doubts
