@@ -61,7 +61,7 @@ class AdaLoRA(Method):
     name = "adalora"
     title = "AdaLoRA"
     paper = "arXiv:2303.10512"
-    learning_rates: ClassVar = {"encoder": 8e-4, "decoder": 5e-4}
+    learning_rates: ClassVar = {"encoder": 7.2e-3, "decoder": 5e-4}
 
     rank: int = 8
     start_rank: int = 12

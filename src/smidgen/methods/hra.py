@@ -42,7 +42,7 @@ class HRA(Method):
     name = "hra"
     title = "HRA"
     paper = "arXiv:2405.17484"
-    learning_rates: ClassVar = {"encoder": 3e-3, "decoder": 3e-4}
+    learning_rates: ClassVar = {"encoder": 9e-3, "decoder": 3e-4}
 
     rank: int = 8
     targets: str = "all-linear"

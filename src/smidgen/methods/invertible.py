@@ -40,7 +40,7 @@ class Invertible(Method):
     name = "invertible"
     title = "Invertible adapter"
     paper = "arXiv:2005.00052"
-    learning_rates: ClassVar = {"encoder": 3e-4, "decoder": 1e-4}
+    learning_rates: ClassVar = {"encoder": 2.7e-3, "decoder": 1e-4}
 
     reduction: int = 2
     nonlinearity: str = "relu"

@@ -42,7 +42,7 @@ class LoKr(Method):
     name = "lokr"
     title = "LoKr"
     paper = "arXiv:2309.14859"
-    learning_rates: ClassVar = {"encoder": 3e-3, "decoder": 2e-3}
+    learning_rates: ClassVar = {"encoder": 9e-3, "decoder": 2e-3}
 
     rank: int = 8
     alpha: float = 8.0

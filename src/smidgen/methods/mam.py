@@ -37,7 +37,7 @@ class MAM(Hybrid):
     name = "mam"
     title = "MAM adapter"
     paper = "arXiv:2110.04366"
-    learning_rates: ClassVar = {"encoder": 3e-3, "decoder": 5e-4}
+    learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 5e-4}
 
     length: int = 30
     size: int = 64

@@ -39,7 +39,7 @@ class MiSS(Method):
     name = "miss"
     title = "MiSS"
     paper = "arXiv:2409.15371"
-    learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 3e-4}
+    learning_rates: ClassVar = {"encoder": 3.3e-4, "decoder": 3e-4}
 
     rank: int = 16
     dropout: float = 0.0

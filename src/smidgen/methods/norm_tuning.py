@@ -31,7 +31,7 @@ class NormTuning(Method):
     name = "norm-tuning"
     title = "Norm tuning"
     paper = "arXiv:2312.11420"
-    learning_rates: ClassVar = {"encoder": 3e-3, "decoder": 3e-3}
+    learning_rates: ClassVar = {"encoder": 9e-3, "decoder": 3e-3}
 
     layers: str = "all"
 

@@ -34,7 +34,7 @@ class PTuningV2(Method):
     title = "P-tuning v2"
     paper = "arXiv:2110.07602"
     site = "attention"
-    learning_rates: ClassVar = {"encoder": 7e-3, "decoder": 5e-3}
+    learning_rates: ClassVar = {"encoder": 0.063, "decoder": 5e-3}
 
     length: int = 20
     layers: str = "all"

@@ -44,7 +44,7 @@ class PiSSA(Method):
     name = "pissa"
     title = "PiSSA"
     paper = "arXiv:2404.02948"
-    learning_rates: ClassVar = {"encoder": 1e-4, "decoder": 5e-5}
+    learning_rates: ClassVar = {"encoder": 9e-4, "decoder": 5e-5}
 
     rank: int = 8
     dropout: float = 0.0

@@ -45,7 +45,7 @@ class UniPELT(Hybrid):
     name = "unipelt"
     title = "UniPELT"
     paper = "arXiv:2110.07577"
-    learning_rates: ClassVar = {"encoder": 3e-3, "decoder": 5e-4}
+    learning_rates: ClassVar = {"encoder": 1e-3, "decoder": 5e-4}
 
     rank: int = 8
     alpha: float = 16.0

@@ -46,7 +46,7 @@ class VeRA(Method):
     name = "vera"
     title = "VeRA"
     paper = "arXiv:2310.11454"
-    learning_rates: ClassVar = {"encoder": 5e-3, "decoder": 3e-3}
+    learning_rates: ClassVar = {"encoder": 0.045, "decoder": 3e-3}
 
     rank: int = 256
     d_initial: float = 0.1
