@@ -261,6 +261,7 @@ def pretrain(
     """
     from smidgen.process.pretrain import prepare, run
     from smidgen.process.pretrain_recipe import load_pretrain_recipe
+    from smidgen.report.numbers import short
     from smidgen.report.terminal import pretraining_lines
 
     job = prepare(load_pretrain_recipe(recipe, set_ or []), resume=resume)
@@ -270,7 +271,7 @@ def pretrain(
     if as_json:
         _print_json(metrics)
         return
-    before, after = (f"{metrics[when]['perplexity']:,.2f}" for when in ("before", "after"))
+    before, after = (short(metrics[when]["perplexity"]) for when in ("before", "after"))
     _print(f"Perplexity on the validation text {before} before, {after} after {metrics['tokens']:,} tokens")
     _print(f"The model is in {Path(job.recipe.output) / 'model'}")
 

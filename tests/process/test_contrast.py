@@ -60,6 +60,13 @@ def test_runs_within_the_margin_are_the_same_if_there_are_rows_enough(tmp_path: 
     assert contrasted(tmp_path / "wide", *few, margin=0.2).verdict == "same"
 
 
+def test_rows_of_which_none_differs_are_the_same_only_if_they_are_many(tmp_path: Path) -> None:
+    for rows, verdict in ((3, "open"), (299, "open"), (300, "same")):
+        (tmp_path / str(rows)).mkdir()
+        same = right(range(rows), rows=rows)
+        assert contrasted(tmp_path / str(rows), same, same).verdict == verdict
+
+
 def test_a_lower_loss_is_better(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     losses = random.uniform(1, 3, 500)

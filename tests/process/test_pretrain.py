@@ -17,6 +17,7 @@ from smidgen.errors import Interrupted, UserError
 from smidgen.process import train as training
 from smidgen.process.pretrain import SCRATCH, Pretraining, prepare, run
 from smidgen.process.pretrain_recipe import load_pretrain_recipe
+from tests.process.tiny import save_model
 
 SMALL = (
     "hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64, max_position_embeddings: 64"
@@ -220,6 +221,23 @@ def test_a_weight_that_is_tied_is_refused_before_the_training(recipe: Path) -> N
         pytest.skip("Llama's are not tied")
     with pytest.raises(UserError, match="weight is tied to another layer's"):
         job(path, f"technique={{name: lora, targets: {head}}}", "output=more")
+
+
+def test_a_head_that_is_new_is_not_left_at_random(recipe: Path) -> None:
+    save_model(recipe.parent / "headless")
+    path = recipe.parent / "more.yaml"
+    path.write_text(f"model: ./headless\n{REST}")
+    with pytest.raises(UserError, match=r"would leave .* head for masked language modelling at random"):
+        job(path, "technique=lora", "output=more")
+
+
+def test_a_model_of_a_user_is_not_replaced_and_nothing_is_resumed_from_nothing(recipe: Path) -> None:
+    (recipe.parent / "own" / "model").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds a model of your own"):
+        job(recipe, "output=own")
+    with pytest.raises(UserError, match="There is no checkpoint to resume"):
+        job(recipe, resume=True)
+    assert not (recipe.parent / "out").exists()
 
 
 def test_an_empty_corpus_is_refused(recipe: Path) -> None:

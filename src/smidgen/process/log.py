@@ -20,7 +20,7 @@ from smidgen.errors import UserError
 from smidgen.process.parallel import this_process
 from smidgen.process.run_recipe import TrainingConfig
 from smidgen.process.scores import perplexity
-from smidgen.report.numbers import Metric
+from smidgen.report.numbers import Metric, short
 
 if TYPE_CHECKING:
     from smidgen.process.train import Progress
@@ -116,7 +116,7 @@ class Log:
             if self.metric.percent:
                 words += f", {self.metric.word} {100 * point['validation_score']:.2f} %"
             else:
-                words += f", perplexity {perplexity(point['validation_loss']):.2f}"
+                words += f", perplexity {short(perplexity(point['validation_loss']))}"
             if "probe_loss" in point:
                 words += f", probe {point['probe_loss']:.4f}"
             self.console.print(words, highlight=False, soft_wrap=True)

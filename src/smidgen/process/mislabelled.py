@@ -35,7 +35,7 @@ def doubtful(texts: Sequence[str], labels: Sequence[str], *, seed: int = 0) -> l
 
     Args:
         texts: of the rows.
-        labels: of the rows; those of a label with fewer than two rows are passed over.
+        labels: of the rows; those of a label with fewer than FOLDS rows are passed over.
         seed: of the parts that the rows are cut into.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -43,12 +43,12 @@ def doubtful(texts: Sequence[str], labels: Sequence[str], *, seed: int = 0) -> l
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
 
-    frequent = {label for label, count in Counter(labels[:LARGEST]).items() if count >= 2}
+    frequent = {label for label, count in Counter(labels[:LARGEST]).items() if count >= FOLDS}
     rows = [row for row, label in enumerate(labels[:LARGEST]) if label in frequent]
     if len(frequent) < 2:
         return []
     names, known = np.unique([labels[row] for row in rows], return_inverse=True)
-    folds = StratifiedKFold(min(FOLDS, int(np.bincount(known).min())), shuffle=True, random_state=seed)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     words = TfidfVectorizer(
         ngram_range=(1, 2),
         sublinear_tf=True,

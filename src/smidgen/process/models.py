@@ -52,13 +52,14 @@ def load_model(
         arguments["id2label"] = dict(enumerate(classes))
         arguments["label2id"] = {label: index for index, label in enumerate(classes)}
         arguments["ignore_mismatched_sizes"] = True  # a head for other classes makes way for a new one
-    return from_pretrained(source, AUTO_CLASSES[task], task, seed=seed, **arguments)
+    model, tokenizer, _ = from_pretrained(source, AUTO_CLASSES[task], task, seed=seed, **arguments)
+    return model, tokenizer
 
 
 def from_pretrained(
     source: str, kind: str, what: str, *, seed: int, **arguments: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model by an Auto class of transformers, and its tokenizer.
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
+    """Load a model by an Auto class of transformers, its tokenizer, and the names of the parameters that are new.
 
     Args:
         source: embedded:NAME, a folder, or a hub id.
@@ -77,14 +78,15 @@ def from_pretrained(
     try:
         with quietly(), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):  # every process loads the weights
             tokenizer = transformers.AutoTokenizer.from_pretrained(place)
-            model = getattr(transformers, kind).from_pretrained(place, **arguments)
+            loader = getattr(transformers, kind)
+            model, told = loader.from_pretrained(place, output_loading_info=True, **arguments)
     except Exception as error:  # the hub, the network, the disk and each format fail in their own ways
         raise UserError(
             f"model={source!r} cannot be loaded for {what}: {' '.join(str(error).split())} "
             "Give a folder that save_pretrained wrote, a hub id that can be reached, or embedded:minilm."
         ) from error
     model.config.pad_token_id = pad_id(tokenizer) if model.config.pad_token_id is None else model.config.pad_token_id
-    return model, tokenizer
+    return model, tokenizer, set(told["missing_keys"])
 
 
 def pretrained_folder(source: str) -> str:

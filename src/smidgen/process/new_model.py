@@ -99,9 +99,15 @@ def model_and_tokenizer(
     training = recipe.training
     if isinstance(recipe.model, str):
         what = f"{objective} language modelling"
-        return from_pretrained(
+        model, tokenizer, new = from_pretrained(
             recipe.model, AUTO_CLASSES[objective], what, seed=training.seed, dtype=DTYPES[training.precision]
         )
+        if new and recipe.technique.name != "full":
+            raise UserError(
+                f"technique={recipe.technique.name} would leave {recipe.model}'s head for {what} at random, as it has "
+                f"learned none ({sorted(new)[0]} and {len(new) - 1} more). Take full."
+            )
+        return model, tokenizer
     tokenizer = load_tokenizer(recipe, scratch)
     names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
     config = _config(

@@ -107,10 +107,12 @@ def prepare(recipe: PretrainRecipe, *, resume: bool = False) -> Pretraining:
         UserError: a part of it cannot be used, they do not go together, or an unfinished run is in the way.
     """
     check_start(recipe, resume=resume)
+    folder = Path(recipe.output)
+    if (folder / "model").exists() and not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder} holds a model of your own, which the run's would replace. Give another output.")
     try:
         return _prepared(recipe)
     except UserError:
-        folder = Path(recipe.output)
         this_process().wait_for_everyone()  # none reads any more what goes now; all of them have this error
         if this_process().is_main_process and not checkpoint.exists(folder / "checkpoint"):
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)

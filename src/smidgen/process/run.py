@@ -97,6 +97,8 @@ def check_start(recipe: RunRecipe, *, resume: bool) -> None:
         )
     if resume and (folder / "metrics.json").is_file() and not checkpoint.exists(stopped):
         raise UserError(f"The run in {folder} is finished; there is nothing left to resume.")
+    if resume and not stopped.is_dir():
+        raise UserError(f"There is no checkpoint to resume in {folder}. Train without --resume.")
     refuse_own(folder / "recipe.yaml")
     if (folder / "compare.json").is_file():
         raise UserError(f"{folder} holds a comparison. Give another output.")

@@ -36,9 +36,9 @@ def save_splits(job: Job, folder: Path) -> Path:
             rows = [{"text": row.text, column: _target(row, job.labels)} for row in getattr(job.data, split)]
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             files.write_text(new / f"{split}.jsonl", lines)
-        paths = {split: str(folder.absolute() / f"{split}.jsonl") for split in SPLITS}
+        paths = {split: f"{split}.jsonl" for split in SPLITS}  # beside the recipe, wherever the folder is moved
         data = recipe.data.model_copy(update={**paths, "text": "text", column: column, "group": None})
-        files.write_text(new / "recipe.yaml", recipe.model_copy(update={"data": data}).written())
+        files.write_text(new / "recipe.yaml", recipe.model_copy(update={"data": data, "output": "run"}).written())
     return folder / "recipe.yaml"
 
 

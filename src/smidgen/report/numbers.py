@@ -23,6 +23,11 @@ def compact(value: float) -> str:
     return _short(value)
 
 
+def short(value: float) -> str:
+    """A number with two places, 1,234.56; a very large one by its power of ten."""
+    return f"{value:,.2f}" if abs(value) < 1e7 else f"{value:.1e}"
+
+
 def percent(share: float | None) -> str:
     """A share of one as a percentage with two digits that count: 46 %, 1.3 %, 0.44 %, 0.0062 %."""
     if share is None:
