@@ -52,7 +52,10 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     rough = (high - low) / count
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    return [index * step for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [
+        min(max(index * step, low), high) for index in range(first, last + 1)
+    ]  # a rounding beyond an end is the end
 
 
 def log_ticks(low: float, high: float) -> list[float]:
