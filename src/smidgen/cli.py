@@ -38,6 +38,8 @@ RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", sho
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the recipe; may be repeated.")
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result alone.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 RunFolder = Annotated[Path, typer.Argument(help="The output folder of `smidgen train`.", show_default=False)]
 
@@ -213,8 +215,8 @@ def plan(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False) -> None:
 def train(
     recipe: RecipeFile,
     set_: Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result alone.")] = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Train one technique, keep its best epoch, and score it on the test split.
@@ -249,8 +251,8 @@ def train(
 def pretrain(
     recipe: RecipeFile,
     set_: Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result alone.")] = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a language model on text files, from new weights or going on from a checkpoint, and write its folder.

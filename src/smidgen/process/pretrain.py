@@ -30,7 +30,7 @@ from smidgen.process.new_model import check_config, load_tokenizer, model_and_to
 from smidgen.process.optimizer import Rates, rates_of
 from smidgen.process.parallel import in_main, is_sharded, this_process, whole
 from smidgen.process.pretrain_recipe import NewModel, PretrainRecipe
-from smidgen.process.run import check_start
+from smidgen.process.run import begin, check_start
 from smidgen.process.scores import Scores, perplexity
 from smidgen.process.train import Progress, train
 from smidgen.process.vocabulary import Objective
@@ -183,10 +183,7 @@ def run(job: Pretraining, *, resume: bool = False, quiet: bool = False) -> dict[
     """
     recipe, folder, is_main = job.recipe, Path(job.recipe.output), this_process().is_main_process
     stopped = folder / "checkpoint"
-    resume = resume and (checkpoint.exists(stopped) or not stopped.is_dir())
-    if is_main and not resume:
-        (folder / "metrics.json").unlink(missing_ok=True)
-        recipe.save(folder / "recipe.yaml")
+    resume = begin(recipe, resume=resume)
     with told_when_it_runs_out():
         before = job.score()
         progress = train(

@@ -44,10 +44,7 @@ def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any
     folder, is_main = Path(job.recipe.output), this_process().is_main_process
     stopped = folder / "checkpoint"
     check_start(job.recipe, resume=resume)
-    resume = resume and (checkpoint.exists(stopped) or not stopped.is_dir())  # stopped in its first checkpoint
-    if is_main and not resume:
-        (folder / "metrics.json").unlink(missing_ok=True)
-        job.recipe.save(folder / "recipe.yaml")
+    resume = begin(job.recipe, resume=resume)
     with told_when_it_runs_out():
         progress = train(
             job.model,
@@ -109,6 +106,17 @@ def check_start(recipe: RunRecipe, *, resume: bool) -> None:
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"output={recipe.output!r} cannot be written: {existing} is no folder that takes files.")
+
+
+def begin(recipe: RunRecipe, *, resume: bool) -> bool:
+    """Put the recipe into the output folder of a run that does not go on; whether there is something to go on from."""
+    folder = Path(recipe.output)
+    stopped = folder / "checkpoint"
+    resume = resume and (checkpoint.exists(stopped) or not stopped.is_dir())  # stopped in its first checkpoint
+    if this_process().is_main_process and not resume:
+        (folder / "metrics.json").unlink(missing_ok=True)
+        recipe.save(folder / "recipe.yaml")
+    return resume
 
 
 def _whole(job: Job, weights: dict[str, Tensor]) -> Job:

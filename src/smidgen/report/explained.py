@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 from smidgen.explaining import Explanation
-from smidgen.report.svg import add
+from smidgen.report.svg import add, document
 
 _WIDTH, _BAR, _ROW, _COLUMNS = 300.0, 120.0, 15.0, 3
 _STYLE = (
@@ -38,17 +38,7 @@ def as_picture(explanations: Sequence[Explanation], title: str) -> str:
     rows = [explanations[at : at + _COLUMNS] for at in range(0, len(explanations), _COLUMNS)]
     heights = [(max(len(panel.values) for panel in row) + 3) * _ROW for row in rows]
     total = 30 + sum(heights)
-    svg = ET.Element(
-        "svg",
-        {
-            "xmlns": "http://www.w3.org/2000/svg",
-            "viewBox": f"0 0 {_COLUMNS * _WIDTH:g} {total:g}",
-            "width": f"{_COLUMNS * _WIDTH:g}",
-            "style": "color-scheme: light dark; color: CanvasText; background: Canvas",
-        },
-    )
-    add(svg, "title", {}, title)
-    add(svg, "style", {}, _STYLE)
+    svg = document(_COLUMNS * _WIDTH, total, title=title, style=_STYLE)
     add(svg, "text", {"x": 8, "y": 18, "class": "place"}, title)
     top = 30.0
     for row, height in zip(rows, heights, strict=True):

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smidgen.process.identification import Sensitivity
-from smidgen.report.svg import add
+from smidgen.report.svg import add, document
 
 _CELL_HEIGHT, _LEFT, _TOP = 26.0, 90.0, 64.0
 _STYLE = (
@@ -36,17 +36,7 @@ def as_picture(found: Sequence[Sensitivity], ranks: Mapping[str, int] | None, ti
     names = _short(kinds)
     cell = max(96.0, *(16 + 7.0 * len(name) for name in names))
     width, height = _LEFT + cell * len(kinds) + 8, _TOP + _CELL_HEIGHT * len(blocks) + 12
-    svg = ET.Element(
-        "svg",
-        {
-            "xmlns": "http://www.w3.org/2000/svg",
-            "viewBox": f"0 0 {width:g} {height:g}",
-            "width": f"{width:g}",
-            "style": "color-scheme: light dark; color: CanvasText; background: Canvas",
-        },
-    )
-    add(svg, "title", {}, title)
-    add(svg, "style", {}, _STYLE)
+    svg = document(width, height, title=title, style=_STYLE)
     add(svg, "text", {"x": 8, "y": 20, "class": "title"}, title)
     for column, name in enumerate(names):
         middle = _LEFT + (column + 0.5) * cell

@@ -25,6 +25,22 @@ def drawing(width: float, height: float, *, css: str, label: str | None) -> ET.E
     return svg
 
 
+def document(width: float, height: float, *, title: str, style: str) -> ET.Element:
+    """An empty SVG document that stands alone, light or dark as its viewer is."""
+    svg = ET.Element(
+        "svg",
+        {
+            "xmlns": "http://www.w3.org/2000/svg",
+            "viewBox": f"0 0 {width:g} {height:g}",
+            "width": f"{width:g}",
+            "style": "color-scheme: light dark; color: CanvasText; background: Canvas",
+        },
+    )
+    add(svg, "title", {}, title)
+    add(svg, "style", {}, style)
+    return svg
+
+
 def add(parent: ET.Element, tag: str, attributes: Attributes, text: str | None = None) -> ET.Element:
     """Add an element; numbers are rounded to a tenth of a pixel."""
     written = {key: value if isinstance(value, str) else number(value) for key, value in attributes.items()}
