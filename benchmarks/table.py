@@ -51,7 +51,7 @@ def sweep(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def every(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The mean over the seeds and their standard deviation, the best first."""
-    yield "| technique | score, % | deviation | trained | seconds | disk |"
+    yield "| technique | score, % | deviation | trained | core seconds | disk |"
     yield "|---|---|---|---|---|---|"
     runs: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -63,7 +63,7 @@ def every(rows: list[dict[str, Any]]) -> Iterator[str]:
             f"{mean(scores):.1f}",
             f"{stdev(scores):.1f}" if len(scores) > 1 else numbers.MISSING,
             numbers.percent(own[0]["share"]),
-            f"{mean(row['seconds'] for row in own):.0f}",
+            f"{mean(row['core_seconds'] for row in own):.0f}",
             numbers.size(own[0]["disk_bytes"]),
         ]
         yield f"| {' | '.join(cells)} |"

@@ -190,3 +190,19 @@ def test_a_group_is_never_parted_and_what_two_given_splits_share_is_said(tmp_pat
     assert any(note.startswith(said) for note in load_data(config, "classification").notes)
     (tmp_path / "new.csv").write_text("text,label\nnew,x\n")
     assert len(read_examples(str(tmp_path / "new.csv"), config, "classification", ("x", "y"))[0]) == 1
+
+
+def test_a_draw_of_fewer_rows_is_part_of_one_of_more_and_leaves_the_test_split(tmp_path):
+    everything = load(tmp_path, train=rows(100))
+    few, more = (load(tmp_path, train=rows(100), rows=count, draw=1) for count in (7, 20))
+    assert [len(few.train), len(few.validation), len(more.train), len(more.validation)] == [7, 7, 20, 10]
+    assert set(few.train) < set(more.train) < set(everything.train)
+    assert few.test == more.test == everything.test
+    assert few.labels == everything.labels
+    assert few.notes[-1] == "Draw 1 of 80 training rows: 7 to train on, 7 to validate on."
+    assert load(tmp_path, train=rows(100), rows=7, draw=2).train != few.train
+
+
+def test_more_rows_than_there_are_cannot_be_drawn(tmp_path):
+    said = refusal(tmp_path, train=rows(100), rows=81)
+    assert said == "data.rows=81 is more than the 80 rows that there are to train on."

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from smidgen.errors import UserError
 from smidgen.process.problems import shown, unknown
 from smidgen.process.recipe import TARGETS, DataConfig, Task
@@ -96,6 +98,7 @@ def load_data(config: DataConfig, task: Task) -> TaskData:
     notes += _repeats(splits)
     notes += _overlaps(splits)
     notes += _make_splits(splits, config, task)
+    notes += _draw(splits, config)
     examples = {split: _examples(rows, task, labels) for split, rows in splits.items()}
     return TaskData(task, examples["train"], examples["validation"], examples["test"], labels, tuple(notes))
 
@@ -260,6 +263,21 @@ def _make_splits(splits: dict[str, list[Row]], config: DataConfig, task: Task) -
     if task != "generation" and "test" in wanted and unmeasured:
         notes.append(f"Too rare to be in the test split: {_count(unmeasured, 'label')} ({_listed(unmeasured)}).")
     return notes
+
+
+def _draw(splits: dict[str, list[Row]], config: DataConfig) -> list[str]:
+    """Leaves as many rows to train on as are wanted, and no more to validate on; those of fewer are among more."""
+    if config.rows is None:
+        return []
+    whole = len(splits["train"])
+    if config.rows > whole:
+        raise UserError(f"data.rows={config.rows} is more than the {whole} rows that there are to train on.")
+    for split in ("train", "validation"):
+        rows = splits[split]
+        drawn = np.random.default_rng([config.draw, len(rows)]).permutation(len(rows))[: config.rows]
+        splits[split] = [rows[row] for row in sorted(drawn)]
+    kept = len(splits["validation"])
+    return [f"Draw {config.draw} of {whole} training rows: {config.rows} to train on, {kept} to validate on."]
 
 
 def _count(things: Iterable[object], name: str) -> str:

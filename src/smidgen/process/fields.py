@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -59,12 +60,28 @@ def some(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def ascending(values: tuple[int, ...]) -> tuple[int, ...]:
+    """Each once, the smallest first."""
+    if list(values) != sorted(set(values)):
+        raise ValueError("must be a list of ascending numbers, such as [16, 64, 256].")
+    return values
+
+
+def plain(name: str) -> str:
+    """A name that may be a folder's."""
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise ValueError("must be a name of letters, digits, dots, dashes and underscores.")
+    return name
+
+
 Text = Annotated[StrictStr, AfterValidator(filled)]
 Source = Annotated[Text, AfterValidator(source_path)]
 Sources = Annotated[tuple[Source, ...], BeforeValidator(several), AfterValidator(some)]
 ModelName = Annotated[Text, AfterValidator(model_name)]
 OutputFolder = Annotated[Text, AfterValidator(anchored)]
 Count = Annotated[StrictInt, Field(ge=1)]
+Sizes = Annotated[tuple[Count, ...], AfterValidator(ascending)]
+Name = Annotated[StrictStr, AfterValidator(plain)]
 Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[StrictFloat, Field(gt=0, lt=1)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]

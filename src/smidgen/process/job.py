@@ -20,7 +20,7 @@ from smidgen.process.data import Example, TaskData, load_data, read_examples
 from smidgen.process.encoding import Encoded, encode, pad_id
 from smidgen.process.evaluate import evaluate, generate, longest_answer
 from smidgen.process.memory import told_when_it_runs_out
-from smidgen.process.models import kind, load_model
+from smidgen.process.models import class_names, kind, load_model
 from smidgen.process.optimizer import Rates, rates_of
 from smidgen.process.parallel import this_process
 from smidgen.process.plan import Plan, make_plan
@@ -235,7 +235,11 @@ def prepare(recipe: Recipe, *, device: torch.device | None = None) -> Job:
     )
     model.to(device or this_process().device)  # type: ignore[arg-type]
     torch.manual_seed(training.seed)
-    adapter = attach_technique(recipe.technique, model, tokenizer)
+    adapter = (
+        attach_technique(recipe.technique, model, tokenizer)
+        if recipe.start is None
+        else start_from(recipe, model, data.labels)
+    )
     if training.precision == "bf16":
         train_in_fp32(adapter)
     job = Job(recipe, data.labels, model, tokenizer, adapter)
@@ -259,6 +263,30 @@ def attach_technique(spec: TechniqueSpec, model: PreTrainedModel, tokenizer: Pre
         return attach(model, spec.methods(), name=spec.slug, tokenizer=tokenizer)
     except ValueError as error:
         raise UserError(f"technique={spec.name}: {error}") from error
+
+
+def start_from(recipe: Recipe, model: PreTrainedModel, labels: tuple[str, ...]) -> Adapter:
+    """Put the trained adapter that a recipe starts from on a model; a head for other labels is left behind.
+
+    Raises:
+        UserError: there is none, it is for another model, or it is of another technique or other options.
+    """
+    path = recipe.starting_folder
+    if path is None or not (path / manifest.FILE).is_file():
+        raise UserError(f"start={recipe.start!r} holds no adapter. Give the output folder of a finished run.")
+    same_head = list(class_names(recipe.task, labels)) == (manifest.read(path).labels or [])
+    adapter = load(model, path, name=recipe.technique.slug, head=same_head, dtype=torch.float32)
+    names = "+".join(method.name for method in adapter.methods)
+    if names != recipe.technique.name:
+        raise UserError(f"start={recipe.start!r} holds {names}, and the recipe trains {recipe.technique.name}.")
+    for part, method in zip(recipe.technique.parts, adapter.methods, strict=True):
+        for option, value in part.options.items():
+            if getattr(method, option) != value:
+                raise UserError(
+                    f"start={recipe.start!r} holds {method.title} with {option}={getattr(method, option)!r}, and "
+                    f"technique gives {option}={value!r}: training goes on with what is there, so leave it out."
+                )
+    return adapter
 
 
 def reopen(folder: Path, *, precision: Precision | None = None) -> Job:

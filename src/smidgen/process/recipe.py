@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from smidgen.process.fields import Count, ModelName, OutputFolder, Positive, Seed, Seeds, Share, Source, Sources, Text
+from smidgen import files, manifest
+from smidgen.process.fields import (
+    Count,
+    ModelName,
+    Name,
+    OutputFolder,
+    Positive,
+    Seed,
+    Seeds,
+    Share,
+    Sizes,
+    Source,
+    Sources,
+    Text,
+)
 from smidgen.process.problems import shown
 from smidgen.process.run_recipe import RunRecipe, Section, Technique, TrainingConfig, read_recipe
 from smidgen.process.technique import TechniqueSpec
@@ -70,6 +84,9 @@ class DataConfig(Section):
             is none.
         template: how a text is written for the model; {text} stands for it, once.
         max_length: tokens of a row, answer included; None: the model's limit less the adapter's virtual tokens.
+        rows: how many of the training rows are used, and of the validation rows at most; None: all. The test split and
+            the labels stay whole.
+        draw: which ones they are; those of fewer `rows` are among those of more.
         bad_rows: whether a row that can't be used is an error or skipped and counted.
     """
 
@@ -86,6 +103,8 @@ class DataConfig(Section):
     group: Text | None = None
     template: Text = "{text}"
     max_length: Count | None = None
+    rows: Count | None = None
+    draw: Seed = 0
     bad_rows: Literal["error", "skip"] = "error"
 
     @model_validator(mode="after")
@@ -120,6 +139,25 @@ class ProbeConfig(Section):
     length: Count = 128
 
 
+class StudyConfig(Section):
+    """What the studies of a recipe vary.
+
+    Attributes:
+        sizes: training rows, ascending; all of them come after these.
+        draws: how many times so many rows are drawn.
+        steps: of training on few rows, unless all rows have fewer.
+        margin: how far from full fine-tuning counts as the same: of a share such as accuracy itself, 0.01 a point; of a
+            loss as a part of full fine-tuning's.
+        tasks: other tasks by name, in the order in which they are learned: what is forgotten, and what carries over.
+    """
+
+    sizes: Sizes = (16, 64, 256, 1024)
+    draws: Count = 3
+    steps: Count = 300
+    margin: Positive = 0.01
+    tasks: dict[Name, DataConfig] = Field(default_factory=dict)
+
+
 class Recipe(RunRecipe):
     """One model, one data set, one budget, and the techniques to train.
 
@@ -128,10 +166,13 @@ class Recipe(RunRecipe):
         task: what the model learns.
         data: where the rows are.
         technique: what `train` trains.
+        start: the output folder of a run, or the folder of an adapter, from which training goes on; a head for other
+            labels starts anew. None: a new adapter.
         compare: what `compare` compares; `COMPARED` by default, without `head` in generation.
         training: how each is trained.
         probe: text that the model should not forget, watched while it is trained; generation only. None: there is none.
         seeds: `compare` trains each technique once for each.
+        study: what the studies vary.
         output: the folder of the results.
     """
 
@@ -141,12 +182,14 @@ class Recipe(RunRecipe):
     task: Task = "classification"
     data: DataConfig
     technique: Technique = Field(default_factory=lambda: TechniqueSpec.parse("lora"))
+    start: OutputFolder | None = None
     compare: Annotated[tuple[Technique, ...], AfterValidator(_once_each)] = Field(
         default_factory=lambda fields: _comparable(fields.get("task"))
     )
     training: TrainingConfig = TrainingConfig()
     probe: ProbeConfig | None = None
     seeds: Seeds = (0,)
+    study: StudyConfig = StudyConfig()
     output: OutputFolder
 
     @model_validator(mode="after")
@@ -168,6 +211,20 @@ class Recipe(RunRecipe):
     def metric(self) -> str:
         """Which of its scores the task is judged by."""
         return METRICS[self.task]
+
+    @property
+    def starting_folder(self) -> Path | None:
+        """The folder of the adapter that training goes on from."""
+        if self.start is None:
+            return None
+        return next((path for path in (Path(self.start) / "adapter",) if path.is_dir()), Path(self.start))
+
+    def _decisive(self) -> dict[str, Any]:
+        start = self.starting_folder
+        fields = super()._decisive()
+        if start is not None and (start / manifest.FILE).is_file():  # the path says nothing about what is there
+            fields["start"] = files.sha256(start / manifest.FILE)
+        return fields
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
