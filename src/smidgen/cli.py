@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +42,7 @@ Set = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result alone.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+AtOnce = Annotated[int, typer.Option("--at-once", min=1, help="Runs that share the machine.")]
 RunFolder = Annotated[Path, typer.Argument(help="The output folder of `smidgen train`.", show_default=False)]
 
 
@@ -321,7 +323,7 @@ def predict(
 def compare(
     recipe: RecipeFile,
     set_: Set = None,
-    at_once: Annotated[int, typer.Option("--at-once", min=1, help="Runs that share the machine.")] = 1,
+    at_once: AtOnce = 1,
     as_json: AsJson = False,
 ) -> None:
     """Train every technique of the recipe, each in a process of its own, and write the page with the answer.
@@ -334,9 +336,51 @@ def compare(
     from smidgen.process.compare import command_line
     from smidgen.process.recipe import load_recipe
 
-    shared = ["--at-once", str(at_once)] if at_once > 1 else []
-    command = command_line("compare", str(recipe), *_changes(set_), *shared)
+    command = command_line("compare", str(recipe), *_changes(set_), *_shared(at_once))
     _compare(load_recipe(recipe, set_ or []), command, at_once=at_once, as_json=as_json)
+
+
+class Promise(StrEnum):
+    """What a study measures."""
+
+    cost = "cost"
+    forgetting = "forgetting"
+    little_data = "little-data"
+    portability = "portability"
+    parity = "parity"
+
+
+@app.command()
+def study(
+    promise: Annotated[Promise, typer.Argument(help="What to measure.", show_default=False)],
+    recipe: RecipeFile,
+    set_: Set = None,
+    at_once: AtOnce = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a promise of parameter-efficient fine-tuning on a recipe: each technique against full fine-tuning.
+
+    cost: what is trained, held, taken and stored, and whether `plan` said so. forgetting: general text, or earlier
+    tasks. little-data: the score over numbers of rows. portability: another task's adapter as a start. parity: is it as
+    good within a point? Run it again after Ctrl-C, and it goes on where it stopped; runs of `compare` count.
+
+    Examples: `smidgen study parity recipe.yaml`, `smidgen study little-data recipe.yaml --set study.sizes=[16,64]`
+    """
+    from smidgen.process.compare import command_line
+    from smidgen.process.recipe import load_recipe
+    from smidgen.process.study import study as studied
+    from smidgen.report.terminal import finding_lines
+
+    loaded = load_recipe(recipe, set_ or [])
+    command = command_line("study", promise.value, str(recipe), *_changes(set_), *_shared(at_once))
+    found, failures = studied(loaded, promise.value, command=command, at_once=at_once, tell=_tell)
+    if as_json:
+        _print_json(dataclasses.asdict(found))
+    else:
+        _print(*finding_lines(found), f"\nThe page: {Path(loaded.output) / 'study.html'}")
+    if failures:
+        lines = (f"  {run}: {error}" for run, error in failures.items())
+        raise UserError("\n".join(("What failed:", *lines)))
 
 
 @app.command()
@@ -437,6 +481,11 @@ def methods(as_json: AsJson = False) -> None:
         _print_json(methods_json())
     else:
         _print(methods_table())
+
+
+def _shared(at_once: int) -> list[str]:
+    """The option --at-once as a person would type it."""
+    return ["--at-once", str(at_once)] if at_once > 1 else []
 
 
 def _changes(set_: list[str] | None) -> list[str]:

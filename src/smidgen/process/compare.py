@@ -23,6 +23,7 @@ from smidgen.process.data import TaskData, load_data
 from smidgen.process.job import attach_technique
 from smidgen.process.log import check_tracker
 from smidgen.process.models import load_model
+from smidgen.process.only_one import only_one
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Metrics, Run, execute
 from smidgen.process.statistics import difference, interval, per_row
@@ -54,6 +55,11 @@ def compare(recipe: Recipe, *, command: str, at_once: int = 1, watch: Watch | No
         Interrupted: Ctrl-C; the message says how to go on.
     """
     check_tracker(recipe.training)
+    with only_one(Path(recipe.output), "A comparison or a study"):
+        return _compare(recipe, command=command, at_once=at_once, watch=watch)
+
+
+def _compare(recipe: Recipe, *, command: str, at_once: int, watch: Watch | None) -> Comparison:
     data = load_data(recipe.data, recipe.task)
     rows_used = data.fingerprint()
     _check_output(recipe, rows_used)

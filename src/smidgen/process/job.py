@@ -31,6 +31,7 @@ from smidgen.process.run_recipe import Precision
 from smidgen.process.scores import Scores, exact_match, rouge
 from smidgen.process.spans import labels_of, spans_of
 from smidgen.process.technique import TechniqueSpec
+from smidgen.tensors import read_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -289,12 +290,21 @@ def start_from(recipe: Recipe, model: PreTrainedModel, labels: tuple[str, ...]) 
     return adapter
 
 
-def reopen(folder: Path, *, precision: Precision | None = None) -> Job:
+def _put_head(adapter: Adapter, path: Path) -> None:
+    """Give an adapter the head of a saved one."""
+    saved, own = read_tensors(path / manifest.TENSORS), dict(adapter.named_parameters())
+    with torch.no_grad():
+        for name in manifest.read(path).head:
+            own[name].copy_(saved[name])
+
+
+def reopen(folder: Path, *, precision: Precision | None = None, body: Path | None = None) -> Job:
     """Open the output folder of a finished run, its adapter loaded.
 
     Args:
         folder: where it is.
         precision: number format of the frozen weights; None: the one that it was trained with.
+        body: another run's folder, whose adapter is put under this run's head.
 
     Raises:
         UserError: it is not one.
@@ -313,7 +323,9 @@ def reopen(folder: Path, *, precision: Precision | None = None) -> Job:
         recipe.model, recipe.task, labels, seed=recipe.training.seed, precision=recipe.training.precision
     )
     model.to(this_process().device)
-    adapter = load(model, folder / "adapter", dtype=torch.float32)  # as it was trained, whatever the precision
+    adapter = load(model, (body or folder) / "adapter", head=body is None, dtype=torch.float32)  # as it was trained
+    if body is not None:
+        _put_head(adapter, folder / "adapter")
     model.eval()
     trained_on = files.read_json(folder / "metrics.json").get("data")
     return Job(recipe, labels, model, tokenizer, adapter, trained_on)

@@ -48,6 +48,8 @@ class Plan:
         rows: training rows.
         tokens: real tokens of an epoch.
         steps: optimizer steps of the whole run.
+        optimizer_bytes: of AdamW's moments.
+        activation_bytes: what a step on the longest batch keeps for its backward pass, beside the weights.
         memory_bytes: estimated peak memory of the process, or of the accelerator.
         seconds: estimated time of all steps, without evaluation.
     """
@@ -63,6 +65,8 @@ class Plan:
     rows: int
     tokens: int
     steps: int
+    optimizer_bytes: int
+    activation_bytes: int
     memory_bytes: int
     seconds: float
 
@@ -102,6 +106,8 @@ def make_plan(
         rows=len(rows),
         tokens=sum(lengths),
         steps=steps_made,
+        optimizer_bytes=trial.optimizer_bytes,
+        activation_bytes=trial.activation_bytes,
         memory_bytes=trial.memory_bytes,
         seconds=whole * steps_made / steps,
     )
@@ -112,6 +118,8 @@ class Trial:
     """What the tried steps showed."""
 
     seconds_per_token: float
+    optimizer_bytes: int
+    activation_bytes: int
     memory_bytes: int
 
 
@@ -139,8 +147,15 @@ def try_steps(
             started = time.perf_counter()
             _step(model, optimizer, rows, typical, training, pad_id)
             seconds.append(time.perf_counter() - started)
+        moments = sum(
+            tensor.numel() * tensor.element_size()
+            for state_of in optimizer.state.values()
+            for tensor in state_of.values()
+            if tensor.dim()
+        )
         peak = max(peak_memory(model.device), before + state + saved.total())
-    return Trial(min(seconds) / _padded(lengths, typical, adapter.virtual_tokens), int(peak))
+    per_token = min(seconds) / _padded(lengths, typical, adapter.virtual_tokens)
+    return Trial(per_token, moments, saved.total(), int(peak))
 
 
 def _padded(lengths: Sequence[int], batch: Sequence[int], more: int) -> int:

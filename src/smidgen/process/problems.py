@@ -20,6 +20,7 @@ WANTED = {  # pydantic's kind of error: what would do
     "int_type": "a whole number",
     "float_type": "a number",
     "bool_type": "true or false",
+    "dict_type": "a mapping, such as {name: value}",
     "tuple_type": "a list",
     "list_type": "a list",
     "model_type": "a section with fields of its own",

@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from smidgen import files
 from smidgen.errors import UserError
-from smidgen.process.recipe import Recipe
+from smidgen.process.recipe import Recipe, StudyConfig
 from smidgen.process.signals import stoppable
 from smidgen.process.technique import TechniqueSpec
 
@@ -38,18 +38,35 @@ class Run:
     recipe: Recipe
 
     @classmethod
-    def of(cls, recipe: Recipe, spec: TechniqueSpec, seed: int) -> Run:
-        """The run of a recipe's technique with one of its seeds."""
-        folder = Path(recipe.output) / "runs" / f"{spec.slug}-s{seed}"
-        training = recipe.training.model_copy(update={"seed": seed})
+    def of(
+        cls,
+        recipe: Recipe,
+        spec: TechniqueSpec,
+        seed: int,
+        *,
+        folder: str | None = None,
+        changes: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """The run of a recipe's technique with one of its seeds.
+
+        Args:
+            recipe: of all runs.
+            spec: the technique.
+            seed: of this run.
+            folder: where its results go, in the recipe's output; None: those of the recipe as it is have their own.
+            changes: fields of the recipe that this run has otherwise.
+        """
+        changed = recipe.model_copy(update=dict(changes or {}))
+        place = Path(recipe.output) / (folder or f"runs/{spec.slug}-s{seed}")
         own = {
             "technique": spec,
-            "training": training,
-            "output": str(folder),
+            "training": changed.training.model_copy(update={"seed": seed}),
+            "output": str(place),
             "compare": (spec,),
             "seeds": (seed,),
+            "study": StudyConfig(),
         }
-        return cls(spec, recipe.model_copy(update=own))
+        return cls(spec, changed.model_copy(update=own))
 
     @property
     def folder(self) -> Path:

@@ -16,6 +16,7 @@ Scores = NDArray[np.float64]
 
 DRAWS = 10_000
 LEVEL = 0.95
+NUMBERS_AT_ONCE = 100_000
 
 
 class Ratios(NamedTuple):
@@ -82,13 +83,19 @@ def _means(scores: Ratios, seed: int) -> Scores:
     """The seeds' mean score in each draw, (DRAWS,); the draws depend on `seed` and the shape alone."""
     random = np.random.default_rng(seed)
     seeds, rows = scores.parts.shape
-    means = np.empty(DRAWS)
-    for draw in range(DRAWS):
-        counts = np.bincount(random.integers(rows, size=rows), minlength=rows)
-        chosen = slice(None) if seeds == 1 else random.integers(seeds, size=seeds)
-        parts, wholes = (scores.parts @ counts)[chosen], (scores.wholes @ counts)[chosen]
-        means[draw] = np.mean(parts / wholes) if wholes.all() else np.nan  # rows of which none counts have no score
-    return means
+    at_once = max(1, NUMBERS_AT_ONCE // rows)
+    means = []
+    for first in range(0, DRAWS, at_once):
+        draws = min(at_once, DRAWS - first)
+        drawn = random.integers(rows, size=(draws, rows)) + rows * np.arange(draws)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=draws * rows).reshape(draws, rows).astype(float)
+        parts, wholes = scores.parts @ counts.T, scores.wholes @ counts.T  # (seeds, draws)
+        if seeds > 1:
+            chosen = random.integers(seeds, size=(seeds, draws))
+            parts, wholes = (np.take_along_axis(sums, chosen, 0) for sums in (parts, wholes))
+        # rows of which none counts have no score
+        means.append(np.where(wholes.all(0), (parts / np.where(wholes, wholes, 1)).mean(0), np.nan))
+    return np.concatenate(means)
 
 
 def _ends(means: Scores, level: float = LEVEL) -> tuple[float, float]:

@@ -8,18 +8,17 @@ from typing import Literal
 from markupsafe import Markup
 
 from smidgen.report import numbers
-from smidgen.report.chart import Axis, Format, framed, group_of
+from smidgen.report.chart import Axis, Format, framed
 from smidgen.report.entries import Entry
-from smidgen.report.labels import shorten, spread, text_width
+from smidgen.report.lines import Drawn, draw, room_for
 from smidgen.report.numbers import Metric
 from smidgen.report.scales import Scale, span, ticks
-from smidgen.report.svg import add, add_marker, markup, number
+from smidgen.report.svg import markup
 
 Value = Literal["validation_score", "validation_loss"]
 Against = Literal["epoch", "seconds"]
 
 _UNITS = ((3600, "h"), (60, "min"), (1, "s"))
-MANY_POINTS = 12  # above this the points of a curve are not marked one by one
 
 
 def curves(entries: Sequence[Entry], metric: Metric, value: Value, against: Against, layout: Format) -> Markup | None:
@@ -27,8 +26,7 @@ def curves(entries: Sequence[Entry], metric: Metric, value: Value, against: Agai
     lines = [(entry, line) for entry in entries if (line := _line(entry, metric, value, against))]
     if not lines:
         return None
-    names = [shorten(entry.label, layout.letters) for entry, _ in lines]
-    plot = layout.plot(right=max(text_width(name, layout.font) for name in names) + 26)
+    plot = room_for([entry for entry, _ in lines], layout)
     x = Scale(*_x_range([at for _, line in lines for at, _ in line], against), plot.left, plot.right)
     y = Scale(
         *span((height for _, line in lines for _, height in line), least=metric.shortest_axis), plot.bottom, plot.top
@@ -45,18 +43,11 @@ def curves(entries: Sequence[Entry], metric: Metric, value: Value, against: Agai
         ),
         f"Validation {metric.word} by {'epoch' if against == 'epoch' else 'time'}. {'; '.join(told)}.",
     )
-    pixels = [[(x(at), y(height)) for at, height in line] for _, line in lines]
-    rows = spread([line[-1][1] for line in pixels], layout.font + 3, plot.top, plot.bottom)
-    for (entry, _), name, line, row, text in zip(lines, names, pixels, rows, told, strict=True):
-        group = group_of(svg, entry, text)
-        points = [f"{number(at)} {number(height)}" for at, height in line]
-        leader = f"M{points[-1]}H{number(plot.right + 6)}L{number(plot.right + 18)} {number(row)}"
-        add(group, "path", {"class": "leader", "d": leader})
-        add(group, "path", {"class": "line", "d": "M" + "L".join(points)})
-        if len(points) <= MANY_POINTS:
-            add(group, "path", {"class": "dots", "d": "".join(f"M{point}h0" for point in points[:-1])})
-        add_marker(group, entry.shape, *line[-1], 4.5)
-        add(group, "text", {"class": "label", "x": plot.right + 22, "y": row + 4}, name)
+    drawn = [
+        Drawn(entry, [(x(at), y(height)) for at, height in line], text)
+        for (entry, line), text in zip(lines, told, strict=True)
+    ]
+    draw(svg, layout, plot, drawn)
     return markup(svg)
 
 

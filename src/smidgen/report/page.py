@@ -61,11 +61,17 @@ def write_data_page(inspection: Inspection, recipe: Recipe, command: str, path: 
     Raises:
         UserError: the disk is full.
     """
+    render_page("data.html", path, recipe=recipe, found=inspection, command=command)
+
+
+def render_page(template: str, path: Path, *, recipe: Recipe, **values: Any) -> None:
+    """Write the page of a template about a recipe to `path`, atomically.
+
+    Raises:
+        UserError: the disk is full.
+    """
     title = Path(recipe.data.train).name if recipe.data.train.startswith(("/", ".")) else recipe.data.train
-    page = _ENVIRONMENT.get_template("data.html").render(
-        title=title, found=inspection, command=command, recipe=recipe.written(), **_assets()
-    )
-    _write(path, page)
+    _write(path, _ENVIRONMENT.get_template(template).render(title=title, recipe=recipe, **values, **_assets()))
 
 
 def _write(path: Path, html: str) -> None:

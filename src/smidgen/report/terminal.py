@@ -17,6 +17,7 @@ from smidgen.report.table import print_table
 
 if TYPE_CHECKING:
     from smidgen.process.contrast import Contrast
+    from smidgen.process.finding import Finding
     from smidgen.process.inspection import Inspection
     from smidgen.process.plan import Plan
     from smidgen.process.pretrain import Pretraining
@@ -101,6 +102,20 @@ def contrast_lines(found: Contrast, first: str, second: str) -> Iterator[str]:
         "same": f"The two are the same within {points}.",
         "open": f"These test rows are too few to tell the two apart, or to call them the same within {points}.",
     }[found.verdict]
+
+
+def finding_lines(found: Finding) -> Iterator[str | Text | Table]:
+    """What a study found: the answer, the table, and what one should know about its numbers."""
+    yield Text(found.title, style="bold")
+    yield f"{found.answer}\n"
+    table = Table(box=None, pad_edge=False)
+    for column, heading in enumerate(found.headings):
+        table.add_column(Text(heading), justify="right" if column else "left")
+    for row in found.table:
+        table.add_row(*map(Text, row))
+    yield table
+    for note in found.notes:
+        yield f"\n{note}"
 
 
 def pretraining_lines(job: Pretraining) -> Iterator[str]:

@@ -1,0 +1,94 @@
+"""Whether a technique is as good as full fine-tuning: two one-sided tests over the seeds, not a glance.
+
+That two runs do not differ significantly says little where there are few of them. These tests turn it round: they ask
+whether a difference as large as the margin can be ruled out, on either side (Schuirmann, 1987).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+SIGNIFICANT = 0.05
+POWER = 0.8
+
+Verdict = Literal["same", "better", "worse", "open"]
+
+
+class Equivalence(NamedTuple):
+    """How close two ways of training are, of which each seed gives a pair of scores.
+
+    Attributes:
+        difference: the mean of ours less theirs.
+        low: the lower end of its 90 % interval, by Student's t: what lies within the margin passes both tests at 5 %.
+        high: the upper end.
+        p: the larger of the two tests' p-values.
+        deviation: the standard deviation of the seeds' differences.
+        seeds_needed: how many give a chance of 80 % to show that two equal ways are the same.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    deviation: float
+    seeds_needed: int
+
+
+def equivalence(differences: Sequence[float], margin: float) -> Equivalence:
+    """Test whether the mean of paired differences lies within the margin.
+
+    Args:
+        differences: of each seed, ours less theirs.
+        margin: the largest difference that does not count; above 0.
+
+    Raises:
+        ValueError: there are fewer than two seeds, so that nothing is known about chance.
+    """
+    from scipy.stats import norm, t
+
+    seeds = len(differences)
+    if seeds < 2:
+        raise ValueError(f"Two seeds at least are needed to know about chance, got {seeds}.")
+    mean, deviation = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    error = deviation / math.sqrt(seeds)
+    if error:
+        half = float(t.ppf(1 - SIGNIFICANT, seeds - 1)) * error
+        p = float(t.sf((margin - abs(mean)) / error, seeds - 1))
+    else:
+        half, p = 0.0, float(abs(mean) >= margin)
+    distances = norm.ppf(1 - SIGNIFICANT) + norm.ppf(1 - (1 - POWER) / 2)
+    needed = max(2, math.ceil((distances * deviation / margin) ** 2))
+    return Equivalence(mean, mean - half, mean + half, p, deviation, needed)
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """P-values made larger, so that the chance that any of several tests passes by mistake is no larger (Holm, 1979).
+
+    Args:
+        chances: the p-value of each test.
+    """
+    adjusted, least = [0.0] * len(chances), 0.0
+    for rank, index in enumerate(sorted(range(len(chances)), key=lambda index: chances[index])):
+        least = max(least, min(1.0, (len(chances) - rank) * chances[index]))
+        adjusted[index] = least
+    return adjusted
+
+
+def verdict(found: Equivalence, p: float, margin: float, *, lower_is_better: bool = False) -> Verdict:
+    """What follows: the same within the margin, better or worse by more than it, or not enough seeds to say.
+
+    Args:
+        found: what was measured.
+        p: its p-value, corrected for the number of tests.
+        margin: the largest difference that does not count.
+        lower_is_better: whether a small score is the better one.
+    """
+    if p < SIGNIFICANT:
+        return "same"
+    if found.low > margin or found.high < -margin:
+        return "better" if (found.difference > 0) != lower_is_better else "worse"
+    return "open"

@@ -1,0 +1,182 @@
+"""Little data: how the score grows with the number of training rows, and where a technique is ahead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from smidgen.errors import UserError
+from smidgen.process.data import TaskData
+from smidgen.process.finding import Chart, Finding, Line, Point
+from smidgen.process.recipe import Recipe
+from smidgen.process.runs import Metrics, Run
+from smidgen.process.statistics import difference, interval, per_row
+from smidgen.process.studies.words import listed, needs_full
+from smidgen.process.technique import TechniqueSpec
+from smidgen.process.trainer import Trainer, scores_of, titles_of
+from smidgen.report.entries import within_sentence
+from smidgen.report.numbers import Metric, count, metric_named
+
+Curve = dict[int, list[Metrics]]
+"""The runs of each number of rows."""
+
+
+def study_little_data(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
+    """The score of each technique over numbers of rows, of which several draws are trained on.
+
+    Raises:
+        UserError: there is no full fine-tuning to compare with, or there are fewer rows than are to be drawn.
+    """
+    full, sizes = needs_full(recipe), few_sizes(recipe, data)
+    runs = {
+        f"{spec.slug} {size}": [few_run(recipe, data, spec, size, draw) for draw in range(recipe.study.draws)]
+        for spec in recipe.compare
+        for size in sizes
+    }
+    few, whole = trainer.train_each(runs), trainer.train_compared()
+    curves = {
+        name: {size: few[f"{name} {size}"] for size in sizes if f"{name} {size}" in few} | {len(data.train): own}
+        for name, own in whole.items()
+    }
+    metric, titles = metric_named(recipe.metric), titles_of(recipe)
+    return Finding(
+        title="Is it better with little data?",
+        answer=_answer({name: titles[name] for name in curves}, curves, full, metric),
+        headings=("Technique", *(f"{count(size)} rows" for size in (*sizes, len(data.train))), "Mean over the curve"),
+        table=[
+            (
+                titles[name],
+                *(cell_of(curve.get(size), recipe.metric) for size in (*sizes, len(data.train))),
+                metric.score(area(curve, recipe.metric)),
+            )
+            for name, curve in curves.items()
+        ],
+        chart=chart_of({name: (titles[name], curve) for name, curve in curves.items()}, recipe.metric),
+        notes=(
+            f"{recipe.study.draws} draws of each number of rows, and the recipe's seeds on all of them; behind ± the "
+            "standard deviation. As many rows validate as train, at most; the test split is always whole. The mean "
+            "over the curve counts equal ratios of rows alike. Ahead and behind mean that the 95 % interval of the "
+            "paired difference leaves out 0.",
+        ),
+        rows=rows_of(curves, recipe.metric),
+    )
+
+
+def few_sizes(recipe: Recipe, data: TaskData) -> tuple[int, ...]:
+    """The numbers of rows below all of them.
+
+    Raises:
+        UserError: more are wanted than there are.
+    """
+    rows, sizes = len(data.train), recipe.study.sizes
+    if sizes and sizes[-1] > rows:
+        raise UserError(
+            f"study.sizes={list(sizes)} goes beyond the {count(rows)} training rows. Leave out what is above: all rows "
+            "are always the last."
+        )
+    return tuple(size for size in sizes if size < rows)
+
+
+def few_run(
+    recipe: Recipe,
+    data: TaskData,
+    spec: TechniqueSpec,
+    size: int,
+    draw: int,
+    *,
+    folder: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Run:
+    """A run on few rows: with as many steps as on all of them, or `study.steps` if those are fewer."""
+    training, batch = recipe.training, recipe.training.batch_size
+    whole = math.ceil(len(data.train) / batch) * training.epochs
+    steps = min(recipe.study.steps, whole, training.max_steps or whole)
+    budget = {"epochs": math.ceil(steps / math.ceil(size / batch)), "max_steps": steps}
+    return Run.of(
+        recipe,
+        spec,
+        draw,
+        folder=folder or f"few/{spec.slug}-n{size}-d{draw}",
+        changes={
+            "data": recipe.data.model_copy(update={"rows": size, "draw": draw}),
+            "training": training.model_copy(update=budget),
+            **(changes or {}),
+        },
+    )
+
+
+def area(curve: Curve, metric: str) -> float:
+    """The mean score over the curve, by the logarithm of the number of rows."""
+    sizes = sorted(curve)
+    means = [float(np.mean(scores_of(curve[size], metric))) for size in sizes]
+    if len(sizes) == 1:
+        return means[0]
+    at = np.log(sizes)
+    return float(np.trapezoid(means, at) / (at[-1] - at[0]))
+
+
+def chart_of(curves: Mapping[str, tuple[str, Curve]], metric_name: str) -> Chart:
+    """Lines over the number of rows, by the name that gives the colour: each with its label."""
+    metric = metric_named(metric_name)
+    return Chart(
+        kind="lines",
+        title=f"{metric.title} over the number of training rows",
+        across="Training rows",
+        up=metric.heading,
+        is_logarithmic=True,
+        lines=[
+            Line(name, label, [_point(size, curve[size], metric_name, metric) for size in sorted(curve)])
+            for name, (label, curve) in curves.items()
+        ],
+    )
+
+
+def _point(size: int, found: Sequence[Metrics], metric_name: str, metric: Metric) -> Point:
+    low, high = interval(per_row([run["test"] for run in found]))
+    mean = float(np.mean(scores_of(found, metric_name)))
+    return Point(size, metric.shown(mean), metric.shown(low), metric.shown(high))
+
+
+def rows_of(curves: Mapping[str, Curve], metric: str) -> list[dict[str, Any]]:
+    """Every score as a number."""
+    return [
+        {"technique": name, "rows": size, "scores": scores_of(found, metric)}
+        for name, curve in curves.items()
+        for size, found in sorted(curve.items())
+    ]
+
+
+def cell_of(found: Sequence[Metrics] | None, metric_name: str) -> str:
+    """A table's cell: the mean of the scores and their standard deviation."""
+    if found is None:
+        return "failed"
+    metric, scores = metric_named(metric_name), scores_of(found, metric_name)
+    spread = f" ±{metric.score(float(np.std(scores, ddof=1)))}" if len(scores) > 1 else ""
+    return f"{metric.score(float(np.mean(scores)))}{spread}"
+
+
+def against(ours: Sequence[Metrics], theirs: Sequence[Metrics], metric: Metric) -> str:
+    """Whether ours are ahead of theirs, behind, or neither beyond chance."""
+    low, high = difference(*(per_row([run["test"] for run in found]) for found in (ours, theirs)))
+    if low <= 0 <= high:
+        return "level"
+    return "ahead" if (low > 0) != metric.lower_is_better else "behind"
+
+
+def _answer(titles: Mapping[str, str], curves: Mapping[str, Curve], full: str, metric: Metric) -> str:
+    base = curves.get(full)
+    if base is None:
+        return "Full fine-tuning failed, so that there is nothing to compare with."
+    sentences = []
+    for name, curve in curves.items():
+        if name == full:
+            continue
+        states: dict[str, list[str]] = {}
+        for size in sorted(set(curve) & set(base)):
+            states.setdefault(against(curve[size], base[size], metric), []).append(count(size))
+        words = [f"{state} with {listed(sizes)} rows" for state, sizes in states.items()]
+        sentences.append(f"{titles[name]} is {', '.join(words)}.")
+    return f"Against {within_sentence(titles[full])}: " + " ".join(sentences)

@@ -1,0 +1,125 @@
+"""Parity: is a technique as good as full fine-tuning, within a point?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from smidgen.errors import UserError
+from smidgen.process.data import TaskData
+from smidgen.process.equivalence import Equivalence, Verdict, equivalence, holm, verdict
+from smidgen.process.finding import Chart, Finding, Line, Point
+from smidgen.process.recipe import Recipe
+from smidgen.process.studies.words import listed, needs_full
+from smidgen.process.trainer import Trainer, scores_of, titles_of
+from smidgen.report.entries import within_sentence
+from smidgen.report.numbers import Metric, metric_named
+
+VERDICTS: dict[Verdict, str] = {
+    "same": "as good",
+    "better": "better",
+    "worse": "worse",
+    "open": "not enough seeds",
+}
+
+
+def study_parity(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
+    """Two one-sided tests of each technique against full fine-tuning, paired by seed, with Holm's correction.
+
+    Raises:
+        UserError: there is no full fine-tuning to compare with, or a single seed.
+    """
+    full = needs_full(recipe)
+    if len(recipe.seeds) < 2:
+        raise UserError(f"seeds={list(recipe.seeds)} is a single one, and says nothing about chance: give 3 or more.")
+    metric = metric_named(recipe.metric)
+    measured = {name: scores_of(own, recipe.metric) for name, own in trainer.train_compared().items()}
+    if full not in measured:
+        raise UserError(f"Full fine-tuning failed, so that there is nothing to compare with: {trainer.failures}")
+    scale = 1.0 if metric.percent else float(np.mean(measured[full]))
+    margin = recipe.study.margin * scale
+    titles, others = titles_of(recipe), [name for name in measured if name != full]
+    found = {name: equivalence(np.subtract(measured[name], measured[full]).tolist(), margin) for name in others}
+    chances = dict(zip(found, holm([own.p for own in found.values()]), strict=True))
+    verdicts = {
+        name: verdict(own, chances[name], margin, lower_is_better=metric.lower_is_better) for name, own in found.items()
+    }
+    within = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}" if metric.percent else f"{margin:.3g}"
+    shown = metric.shown
+    return Finding(
+        title="Is it as good as full fine-tuning?",
+        answer=_answer({name: within_sentence(titles[name]) for name in others}, found, verdicts, within, recipe),
+        headings=("Technique", metric.heading, "To full", "90 % interval", "p", "Verdict", "Seeds for 80 % power"),
+        table=[
+            (titles[full], metric.score(float(np.mean(measured[full]))), "", "", "", "", ""),
+            *(
+                (
+                    titles[name],
+                    metric.score(float(np.mean(measured[name]))),
+                    metric.difference(own.difference),
+                    metric.difference_interval(own.low, own.high),
+                    f"{chances[name]:.3f}",
+                    VERDICTS[verdicts[name]],
+                    str(own.seeds_needed),
+                )
+                for name, own in found.items()
+            ),
+        ],
+        chart=Chart(
+            kind="intervals",
+            title=f"Difference to full fine-tuning, with the interval that must lie within {within}",
+            across=f"{metric.heading} less full fine-tuning's",
+            up="",
+            lines=[
+                Line(name, titles[name], [Point(0, shown(own.difference), shown(own.low), shown(own.high))])
+                for name, own in found.items()
+            ],
+            marks=(-shown(margin), 0.0, shown(margin)),
+        ),
+        notes=_notes(recipe, metric, within),
+        rows=[
+            {
+                "technique": name,
+                "scores": measured[name],
+                **own._asdict(),
+                "holm": chances[name],
+                "verdict": verdicts[name],
+            }
+            for name, own in found.items()
+        ],
+    )
+
+
+def _answer(
+    titles: dict[str, str],
+    found: dict[str, Equivalence],
+    verdicts: dict[str, Verdict],
+    within: str,
+    recipe: Recipe,
+) -> str:
+    def those(kind: Verdict) -> list[str]:
+        return [titles[name] for name, own in verdicts.items() if own == kind]
+
+    seeds = f"{len(recipe.seeds)} seeds"
+    sentences = []
+    if same := those("same"):
+        sentences.append(f"As good as full fine-tuning within {within} ({seeds}): {listed(same)}.")
+    if better := those("better"):
+        sentences.append(f"Better by more than {within}: {listed(better)}.")
+    if worse := those("worse"):
+        sentences.append(f"Worse by more than {within}: {listed(worse)}.")
+    if unsure := [name for name, own in verdicts.items() if own == "open"]:
+        needed = [f"{titles[name]} (about {found[name].seeds_needed})" for name in unsure]
+        sentences.append(
+            f"Not shown either way with {seeds}, and how many it would take if they are equal: {listed(needed)}."
+        )
+    return " ".join(sentences)
+
+
+def _notes(recipe: Recipe, metric: Metric, within: str) -> Sequence[str]:
+    return (
+        f"Two one-sided t tests on the {len(recipe.seeds)} paired differences ask whether a difference of {within} or "
+        "more can be ruled out; p is the larger of the two, after Holm's correction for the number of techniques, and "
+        "must be below 0.05. The test rows are taken as given: another test set is not part of the interval.",
+    )

@@ -1,0 +1,29 @@
+"""What the studies say alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from smidgen.errors import UserError
+from smidgen.process.compare import BASELINE
+from smidgen.process.recipe import Recipe
+
+
+def needs_full(recipe: Recipe) -> str:
+    """The slug of full fine-tuning among what is compared.
+
+    Raises:
+        UserError: it is not there.
+    """
+    found = next((spec.slug for spec in recipe.compare if spec.name == BASELINE), None)
+    if found is None:
+        given = ", ".join(spec.slug for spec in recipe.compare)
+        raise UserError(f"compare=[{given}] lacks {BASELINE}, which this study compares the others with. Add it.")
+    if len(recipe.compare) < 2:
+        raise UserError(f"compare=[{found}] holds nothing beside {BASELINE} to study.")
+    return found
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them: a, b and c."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

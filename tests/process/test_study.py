@@ -1,0 +1,223 @@
+"""The five promises, each measured on a tiny model: what is said is what the runs measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from smidgen.errors import UserError
+from smidgen.process import trainer
+from smidgen.process.finding import Finding
+from smidgen.process.job import prepare
+from smidgen.process.recipe import load_recipe
+from smidgen.process.run import run as train
+from smidgen.process.runs import Run
+from smidgen.process.studies import STUDIES
+from smidgen.process.study import study
+from tests.process.tiny import save_recipe, save_rows
+
+RECIPE = """\
+training: {epochs: 2, batch_size: 8, learning_rate: 0.01, head_learning_rate: 0.01}
+compare: [full, lora, pfeiffer]
+seeds: [0, 1]
+study:
+  sizes: [8]
+  draws: 2
+  steps: 4
+  tasks:
+    other: {train: other.csv}
+    third: {train: third.csv}
+"""
+
+
+def save(folder: Path, text: str = RECIPE, **kind: bool) -> Path:
+    path = save_recipe(folder, text, **kind)
+    save_rows(folder / "third.csv", rows=40)
+    rows = save_rows(folder / "other.csv", rows=50).read_text()
+    (folder / "other.csv").write_text(rows.replace(",yes", ",up").replace(",no", ",down"))
+    return path
+
+
+def train_here(runs: Sequence[Run], *, ended: Callable[[Run, str | None], None], **_: object) -> list[Run]:
+    """The runs as `execute` makes them, in this process, which needs no time to start."""
+    for run in runs:
+        try:
+            train(prepare(run.recipe), quiet=True)
+        except UserError as error:
+            ended(run, str(error))
+        else:
+            ended(run, None)
+    return []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_processes() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "execute", train_here)
+        yield
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Finding]]:
+    path = save(tmp_path_factory.mktemp("study"))
+    found = {}
+    for promise in STUDIES:
+        found[promise], failures = study(load_recipe(path), promise, command=f"smidgen study {promise}")
+        assert not failures
+    return path.parent / "out", found
+
+
+def metrics(run: Path) -> dict[str, Any]:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def test_every_study_answers_in_words_with_a_table_and_a_chart(studied: tuple[Path, dict[str, Finding]]) -> None:
+    output, found = studied
+    page = (output / "study.html").read_text()
+    for promise, finding in found.items():
+        assert finding.answer
+        assert finding.notes
+        assert all(len(row) == len(finding.headings) for row in finding.table)
+        assert finding.chart is not None
+        assert f'id="{promise}"' in page
+        assert json.loads((output / "study" / f"{promise}.json").read_text())["answer"] == finding.answer
+    assert "http" not in page.split("<body>")[1].replace("http://www.w3.org/2000/svg", "")
+
+
+def test_parity_pairs_the_seeds(studied: tuple[Path, dict[str, Finding]]) -> None:
+    output, found = studied
+    row = next(row for row in found["parity"].rows if row["technique"] == "lora")
+    scores = {
+        name: [metrics(output / f"runs/{name}-s{seed}")["test"]["accuracy"] for seed in (0, 1)]
+        for name in ("full", "lora")
+    }
+    assert row["difference"] == pytest.approx(np.mean(scores["lora"]) - np.mean(scores["full"]))
+    assert row["scores"] == scores["lora"]
+
+
+def test_cost_is_what_the_runs_took_beside_the_plan(studied: tuple[Path, dict[str, Finding]]) -> None:
+    output, found = studied
+    rows = {row["technique"]: row for row in found["cost"].rows}
+    runs = [metrics(output / f"runs/lora-s{seed}") for seed in (0, 1)]
+    assert rows["lora"]["seconds"] == pytest.approx(np.mean([run["seconds"] for run in runs]))
+    assert rows["lora"]["optimizer_bytes"] == 2 * 4 * runs[0]["trained"]
+    assert rows["full"]["tasks_bytes"] == 10 * metrics(output / "runs/full-s0")["disk_bytes"]
+    assert rows["lora"]["tasks_bytes"] == 4 * runs[0]["base_parameters"] + 10 * runs[0]["disk_bytes"]
+    assert 0 < rows["lora"]["activation_bytes"] < rows["full"]["memory_bytes"]
+
+
+def test_few_rows_get_as_many_steps_and_their_own_validation(studied: tuple[Path, dict[str, Finding]]) -> None:
+    output, found = studied
+    run = metrics(output / "few/lora-n8-d1")
+    assert run["steps"] == 4
+    assert "Draw 1 of 48 training rows: 8 to train on, 6 to validate on." in run["notes"]
+    points = {row["rows"]: row["scores"] for row in found["little-data"].rows if row["technique"] == "lora"}
+    assert set(points) == {8, 48}
+    assert points[8][1] == run["test"]["accuracy"]
+    assert points[48] == [metrics(output / f"runs/lora-s{seed}")["test"]["accuracy"] for seed in (0, 1)]
+
+
+def test_forgetting_scores_earlier_tasks_with_their_own_heads(studied: tuple[Path, dict[str, Finding]]) -> None:
+    output, found = studied
+    row = next(row for row in found["forgetting"].rows if row["technique"] == "lora")
+    first = [metrics(output / f"runs/lora-s{seed}")["test"]["accuracy"] for seed in (0, 1)]
+    assert [matrix[0][0] for matrix in row["matrices"]] == first
+    assert [len(stage) for stage in row["matrices"][0]] == [1, 2, 3]
+    assert row["matrices"][0][2][2] == metrics(output / "sequence/lora-s0-3-third")["test"]["accuracy"]
+    assert row["kept"] == pytest.approx(np.mean([matrix[2][:2] for matrix in row["matrices"]]))
+    assert {row["technique"]: row["untouched"] for row in found["forgetting"].rows} == {
+        "full": False,
+        "lora": True,
+        "pfeiffer": True,
+    }
+
+
+def test_an_adapter_carries_over_in_every_way_that_it_can(studied: tuple[Path, dict[str, Finding]]) -> None:
+    _, found = studied
+    assert {row["technique"] for row in found["portability"].rows} == {
+        *("full", "full-from-other", "full-from-third", "full-head-other", "full-head-third"),
+        *("lora", "lora-from-other", "lora-from-third", "lora-head-other", "lora-head-third", "lora-mean"),
+        *("pfeiffer", "pfeiffer-from-other", "pfeiffer-from-third", "pfeiffer-mean", "pfeiffer-fusion"),
+    }
+    anew = [row["scores"] for row in found["portability"].rows if row["technique"] == "lora"]
+    assert anew == [row["scores"] for row in found["little-data"].rows if row["technique"] == "lora"]
+
+
+def test_a_study_measures_nothing_twice(studied: tuple[Path, dict[str, Finding]]) -> None:
+    output, found = studied
+    files = {file: file.stat().st_mtime_ns for file in output.glob("*/*/metrics.json")}
+    told: list[str] = []
+    again, _ = study(load_recipe(output.parent / "recipe.yaml"), "portability", command="", tell=told.append)
+    assert again == found["portability"]
+    assert {file: file.stat().st_mtime_ns for file in files} == files
+    assert not any(" of " in line and "accuracy" in line for line in told)
+
+
+def test_two_processes_cannot_study_one_recipe(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(UserError, match="is running in .* already"):
+        study(load_recipe(path), "parity", command="")
+
+
+@pytest.mark.parametrize(
+    ("promise", "changes", "said"),
+    [
+        ("parity", ["compare=[lora]"], "lacks full"),
+        ("parity", ["compare=[full]"], "nothing beside full"),
+        ("parity", ["seeds=[0]"], "says nothing about chance"),
+        ("little-data", ["study.sizes=[16, 64]"], "goes beyond the 48 training rows"),
+        ("portability", ["study.sizes=[49]"], "goes beyond the 48 training rows"),
+        ("forgetting", ["study.tasks={}"], "study.tasks is empty"),
+        ("portability", ["study.tasks={}"], "study.tasks is empty"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused_before_anything_runs(
+    tmp_path: Path, promise: str, changes: list[str], said: str
+) -> None:
+    path = save(tmp_path)
+    with pytest.raises(UserError, match=said):
+        study(load_recipe(path, changes), promise, command="")
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["study.sizes=[64, 16]"], "ascending"),
+        (["study.draws=0"], "study.draws"),
+        (['study.tasks={_a: {train: x.csv}}'], "letters, digits"),
+        (["study.tasks={b: {trian: x.csv}}"], "trian"),
+    ],
+)
+def test_a_wrong_study_is_a_mistake_of_the_recipe(tmp_path: Path, changes: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_recipe(save(tmp_path), changes)
+
+
+def test_forgetting_of_a_generating_model_is_the_loss_of_general_text(tmp_path: Path) -> None:
+    text = "training: {epochs: 1, batch_size: 8, learning_rate: 0.01}\ncompare: [full, lora]\n"
+    path = save_recipe(tmp_path, text, decoder=True)
+    (tmp_path / "general.txt").write_text("the day is good and the train was poor " * 400)
+    with pytest.raises(UserError, match=r"probe\.text"):
+        study(load_recipe(path), "forgetting", command="")
+    probe = ["probe={text: general.txt, rise: 100.0, length: 16}"]
+    found, failures = study(load_recipe(path, probe), "forgetting", command="")
+    assert not failures
+    probes = {name: metrics(tmp_path / f"out/runs/{name}-s0")["probe"] for name in ("full", "lora")}
+    assert [(row["before"], row["after"]) for row in found.rows] == [
+        (probe["before"], [probe["after"]]) for probe in probes.values()
+    ]
+
+
+def test_a_technique_that_fails_is_named_and_the_others_stay(tmp_path: Path) -> None:
+    path = save(tmp_path, RECIPE.replace("pfeiffer]", "{name: lora, targets: nowhere}]"))
+    found, failures = study(load_recipe(path), "parity", command="")
+    assert [row["technique"] for row in found.rows] == ["lora"]
+    assert any("nowhere" in error for error in failures.values())
