@@ -192,7 +192,7 @@ def test_what_cannot_be_studied_is_refused_before_anything_runs(
     [
         (["study.sizes=[64, 16]"], "ascending"),
         (["study.draws=0"], "study.draws"),
-        (['study.tasks={_a: {train: x.csv}}'], "letters, digits"),
+        (["study.tasks={_a: {train: x.csv}}"], "letters, digits"),
         (["study.tasks={b: {trian: x.csv}}"], "trian"),
     ],
 )
