@@ -246,7 +246,7 @@ def train(
     if metrics["probe"] is not None:
         before, after = metrics["probe"]["before"], metrics["probe"]["after"]
         _print(f"Loss of the probe {before:.4f} before, {after:.4f} after ({100 * (after / before - 1):+.1f} %)")
-    _print(*score_lines(metrics["test"]), f"The adapter is in {Path(job.recipe.output) / 'adapter'}")
+    _print(*score_lines(metrics["test"] or {}), f"The adapter is in {Path(job.recipe.output) / 'adapter'}")
 
 
 @app.command()
@@ -338,6 +338,58 @@ def compare(
 
     command = command_line("compare", str(recipe), *_changes(set_), *_shared(at_once))
     _compare(load_recipe(recipe, set_ or []), command, at_once=at_once, as_json=as_json)
+
+
+@app.command()
+def choose(recipe: RecipeFile, set_: Set = None, at_once: AtOnce = 1, as_json: AsJson = False) -> None:
+    """Find the best technique, size and learning rate that a budget allows, by successive halving.
+
+    The recipe's compare lists the techniques, its choose the budget: trained parameters, memory in bytes, minutes of
+    training. The test split is scored once, at the end. Run it again after Ctrl-C, and it goes on; run it in several
+    terminals, and they share the work.
+
+    Example: `smidgen choose recipe.yaml --set choose.minutes=30 --set choose.trained=600000`
+    """
+    from smidgen.process.choose import choose as chosen
+    from smidgen.process.compare import command_line
+    from smidgen.process.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set_ or [])
+    command = command_line("choose", str(recipe), *_changes(set_), *_shared(at_once))
+    choice = chosen(loaded, command=command, at_once=at_once, tell=_tell)
+    if as_json:
+        _print_json(dataclasses.asdict(choice))
+        return
+    output = Path(loaded.output)
+    _print(
+        *choice.sentences(loaded.metric), f"\nThe recipe is {output / 'chosen.yaml'}, the page {output / 'choose.html'}"
+    )
+
+
+@app.command()
+def refine(recipe: RecipeFile, set_: Set = None, at_once: AtOnce = 1, as_json: AsJson = False) -> None:
+    """Change which layers are trained and at what rank, round by round, and keep what proves better.
+
+    Starts from the recipe's technique, which must have ranks; each change is trained with every seed, and kept if it is
+    better on the validation rows beyond chance. Run it again after Ctrl-C, and it goes on.
+
+    Example: `smidgen refine recipe.yaml --set technique=lora --set seeds=[0,1,2] --set refine.rounds=6`
+    """
+    from smidgen.process.compare import command_line
+    from smidgen.process.finding import read
+    from smidgen.process.recipe import load_recipe
+    from smidgen.process.refine import refine as refined
+    from smidgen.report.terminal import finding_lines
+
+    loaded = load_recipe(recipe, set_ or [])
+    command = command_line("refine", str(recipe), *_changes(set_), *_shared(at_once))
+    history = refined(loaded, command=command, at_once=at_once, tell=_tell)
+    if as_json:
+        _print_json(dataclasses.asdict(entry) for entry in history)
+        return
+    found, _ = read(Path(loaded.output) / "refine.json")
+    output = Path(loaded.output)
+    _print(*finding_lines(found), f"\nThe recipe is {output / 'refined.yaml'}, the page {output / 'refine.html'}")
 
 
 class Promise(StrEnum):
@@ -533,7 +585,7 @@ def _print(*parts: RenderableType) -> None:
 
 def _print_json(value: Mapping[str, Any] | Iterable[Any]) -> None:
     if _is_first():
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        print(json.dumps(value if isinstance(value, dict) else list(value), indent=2, ensure_ascii=False))
 
 
 def _tell(note: str) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from smidgen import LoRA
 from smidgen.errors import UserError
 from smidgen.process import identification
 from smidgen.process.identification import Sensitivity, allot, identify, numbers_in, technique_of
@@ -92,7 +93,7 @@ def test_the_chosen_ranks_are_what_is_trained(recipe: Recipe, tmp_path: Path) ->
     job = prepare(load_recipe(path))
     built = {place.name: delta.a.shape[0] for _, place, delta in job.adapter.entries()}
     assert built == {place: rank for place, rank in ranks.items() if rank}
-    assert all(delta.scale == identification.SCALE for _, _, delta in job.adapter.entries())
+    assert all(delta.scale == LoRA().alpha / LoRA().rank for _, _, delta in job.adapter.entries())
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,8 @@ import pytest
 from filelock import FileLock
 
 from smidgen.errors import UserError
-from smidgen.process import trainer
 from smidgen.process.finding import Finding
-from smidgen.process.job import prepare
 from smidgen.process.recipe import load_recipe
-from smidgen.process.run import run as train
-from smidgen.process.runs import Run
 from smidgen.process.studies import STUDIES
 from smidgen.process.study import study
 from tests.process.tiny import save_recipe, save_rows
@@ -44,27 +39,11 @@ def save(folder: Path, text: str = RECIPE, **kind: bool) -> Path:
     return path
 
 
-def train_here(runs: Sequence[Run], *, ended: Callable[[Run, str | None], None], **_: object) -> list[Run]:
-    """The runs as `execute` makes them, in this process, which needs no time to start."""
-    for run in runs:
-        try:
-            train(prepare(run.recipe), quiet=True)
-        except UserError as error:
-            ended(run, str(error))
-        else:
-            ended(run, None)
-    return []
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_processes() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "execute", train_here)
-        yield
+pytestmark = pytest.mark.usefixtures("runs_here")
 
 
 @pytest.fixture(scope="module")
-def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Finding]]:
+def studied(runs_here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Finding]]:
     path = save(tmp_path_factory.mktemp("study"))
     found = {}
     for promise in STUDIES:

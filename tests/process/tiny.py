@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from smidgen.errors import UserError
+from smidgen.process.job import prepare
+from smidgen.process.run import run as train
+from smidgen.process.runs import Run
 
 WORDS = [*"abcdefghijklmnopqrstuvwxyz", *"good bad fine poor day train film book is was the a very not".split()]
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
@@ -81,3 +87,17 @@ def save_recipe(folder: Path, text: str = "", *, decoder: bool = False, spans: b
     path = folder / "recipe.yaml"
     path.write_text(f"model: ./model\ntask: {task}\ndata: {{train: {rows.name}}}\noutput: out\n{text}", "utf-8")
     return path
+
+
+def train_here(runs: Sequence[Run], *, ended: Callable[[Run, str | None], None], **_: object) -> list[Run]:
+    """The runs as `smidgen.process.runs.execute` makes them, in this process."""
+    for run in runs:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run.recipe.save(run.folder / "recipe.yaml")
+        try:
+            train(prepare(run.recipe), quiet=True)
+        except UserError as error:
+            ended(run, str(error))
+        else:
+            ended(run, None)
+    return []

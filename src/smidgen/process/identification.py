@@ -15,6 +15,7 @@ import heapq
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,10 +25,10 @@ from smidgen import targets
 from smidgen.errors import UserError
 from smidgen.process.batches import WholeEpochs
 from smidgen.process.encoding import pad_id
-from smidgen.process.job import Job, prepare
+from smidgen.process.job import Job, prepare, reopen
 from smidgen.process.optimizer import make_optimizer
 from smidgen.process.recipe import Recipe
-from smidgen.process.technique import TechniqueSpec
+from smidgen.process.technique import Part, TechniqueSpec
 from smidgen.process.train import backward
 
 if TYPE_CHECKING:
@@ -40,9 +41,6 @@ BATCHES = 16
 """Over which the gradient is averaged."""
 
 LARGEST_RANK = 64
-
-SCALE = 2.0
-"""Alpha over rank, as LoRA's defaults have it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,20 +64,29 @@ class Sensitivity:
     squares: tuple[float, ...]
 
 
-def identify(recipe: Recipe) -> list[Sensitivity]:
+Ranks = dict[str, int]
+"""Of layers, by their names; 0, or not there, where nothing is trained."""
+
+
+def identify(recipe: Recipe, *, run: Path | None = None) -> list[Sensitivity]:
     """The layers of a recipe's model, in their order, with what each has to gain on its data.
+
+    Args:
+        recipe: names the model and the data.
+        run: the output folder of a run, with whose adapter the layers are looked at; None: the base model, with a new
+            head that is trained for some steps.
 
     Raises:
         UserError: as `prepare`, or a layer's weight takes no gradient.
     """
     alone = TechniqueSpec.parse("full" if recipe.task == "generation" else "head")
-    job = prepare(recipe.model_copy(update={"technique": alone}))
+    job = prepare(recipe.model_copy(update={"technique": alone})) if run is None else reopen(run)
     training = recipe.training
     rows = job.splits["train"]
     order = WholeEpochs(rows, training.batch_size, training.seed).batches(0)
     found = targets.find(job.model, "all-linear")
     job.model.eval()
-    if recipe.task != "generation":
+    if recipe.task != "generation" and run is None:
         _train_head(job, [[rows[row] for row in batch] for batch in order[:HEAD_STEPS]])
     gradients = _gradients(job, found, [[rows[row] for row in batch] for batch in order[-BATCHES:]])
     squares = {name: torch.linalg.svdvals(gradient.float()).square() for name, gradient in gradients.items()}
@@ -137,7 +144,7 @@ def numbers_in(budget: str) -> int:
     return count
 
 
-def allot(found: Sequence[Sensitivity], budget: int) -> dict[str, int]:
+def allot(found: Sequence[Sensitivity], budget: int) -> Ranks:
     """The rank of each layer, a power of two or 0, that together have at most so many trained numbers.
 
     Args:
@@ -168,18 +175,26 @@ def allot(found: Sequence[Sensitivity], budget: int) -> dict[str, int]:
     return ranks
 
 
-def technique_of(found: Sequence[Sensitivity], ranks: dict[str, int]) -> list[dict[str, Any]]:
-    """A recipe's technique with these ranks: one LoRA for each rank, at the layers that have it."""
+def technique_of(found: Sequence[Sensitivity], ranks: Ranks, *, like: Part | None = None) -> list[dict[str, Any]]:
+    """A recipe's technique with these ranks: one entry for each rank, at the layers that have it.
+
+    Args:
+        found: the layers.
+        ranks: of each.
+        like: the entry whose technique, other options and scale they have; None: LoRA at its defaults.
+    """
+    like = like or Part("lora", {})
+    method: Any = like.method()
     layers: dict[int, dict[tuple[str, str], list[str]]] = defaultdict(lambda: defaultdict(list))
     for layer in found:
         stack, _, number = layer.block.rpartition(".")
-        if rank := ranks[layer.place]:
+        if rank := ranks.get(layer.place, 0):
             layers[rank][stack, layer.kind].append(number)
     return [
         {
-            "name": "lora",
+            **like.written(),
             "rank": rank,
-            "alpha": SCALE * rank,
+            **({"alpha": method.alpha / method.rank * rank} if hasattr(method, "alpha") else {}),
             "targets": "|".join(
                 rf"{re.escape(stack)}\.({'|'.join(numbers)})\.{re.escape(kind)}"
                 for (stack, kind), numbers in layers[rank].items()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, StrictBool, model_validator
 
 from smidgen import files, manifest
 from smidgen.process.fields import (
@@ -158,6 +158,35 @@ class StudyConfig(Section):
     tasks: dict[Name, DataConfig] = Field(default_factory=dict)
 
 
+class ChooseConfig(Section):
+    """What `choose` may spend, and what it looks for.
+
+    Attributes:
+        trained: the most parameters that may be trained, the head among them; None: any number.
+        memory: the most bytes that a run may take at its peak; None: any number.
+        minutes: of training, of all trials together; None: as many as the trials take.
+        trials: entries that are tried, most of them for a part of the steps.
+        goal: "best", the best validation score; or "smallest", the fewest trained parameters within `study.margin` of
+            it.
+    """
+
+    trained: Count | None = None
+    memory: Count | None = None
+    minutes: Positive | None = None
+    trials: Count = 27
+    goal: Literal["best", "smallest"] = "best"
+
+
+class RefineConfig(Section):
+    """How long `refine` goes on.
+
+    Attributes:
+        rounds: changes that are tried, at most.
+    """
+
+    rounds: Count = 4
+
+
 class Recipe(RunRecipe):
     """One model, one data set, one budget, and the techniques to train.
 
@@ -173,6 +202,9 @@ class Recipe(RunRecipe):
         probe: text that the model should not forget, watched while it is trained; generation only. None: there is none.
         seeds: `compare` trains each technique once for each.
         study: what the studies vary.
+        choose: the budget of a search, and its goal.
+        refine: how many changes are tried.
+        score_test: whether the test split is scored at the end of a run.
         output: the folder of the results.
     """
 
@@ -190,6 +222,9 @@ class Recipe(RunRecipe):
     probe: ProbeConfig | None = None
     seeds: Seeds = (0,)
     study: StudyConfig = StudyConfig()
+    choose: ChooseConfig = ChooseConfig()
+    refine: RefineConfig = RefineConfig()
+    score_test: StrictBool = True
     output: OutputFolder
 
     @model_validator(mode="after")

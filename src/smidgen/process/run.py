@@ -61,19 +61,20 @@ def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any
         )
         peak = peak_memory(job.model.device)
         try:
-            scores = job.evaluate()
+            scores = job.evaluate() if job.recipe.score_test else None
         except KeyboardInterrupt:
             raise Interrupted(
                 "Stopped after training, while the test split was scored; a checkpoint is in "
                 f"{stopped}. Go on with: smidgen train {folder / 'recipe.yaml'} --resume"
             ) from None
-    kept = {name: value for name, value in scores.items() if isinstance(value, float)}
+    kept = {name: value for name, value in (scores or {}).items() if isinstance(value, float)}
     weights = get_weights(job.adapter)
     if is_main:
         labels = class_names(job.recipe.task, job.labels) or None
         _whole(job, weights).adapter.save(folder / "adapter", metrics=kept, labels=labels)
     this_process().wait_for_everyone()
     metrics = _metrics(job, progress, scores, peak)
+    metrics["validation"] = None if job.recipe.score_test else job.score(job.splits["validation"])
     metrics["disk_bytes"] = sum(file.stat().st_size for file in (folder / "adapter").iterdir())
     if is_main:
         files.write_json(folder / "metrics.json", metrics)
@@ -128,7 +129,7 @@ def _whole(job: Job, weights: dict[str, Tensor]) -> Job:
     return whole
 
 
-def _metrics(job: Job, progress: Progress, scores: Scores, peak: int) -> dict[str, Any]:
+def _metrics(job: Job, progress: Progress, scores: Scores | None, peak: int) -> dict[str, Any]:
     return {
         "technique": job.recipe.technique.name,
         "summary": job.summary,

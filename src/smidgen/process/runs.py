@@ -16,7 +16,7 @@ from typing import Any
 
 from smidgen import files
 from smidgen.errors import UserError
-from smidgen.process.recipe import Recipe, StudyConfig
+from smidgen.process.recipe import ChooseConfig, Recipe, RefineConfig, StudyConfig
 from smidgen.process.signals import stoppable
 from smidgen.process.technique import TechniqueSpec
 
@@ -65,6 +65,8 @@ class Run:
             "compare": (spec,),
             "seeds": (seed,),
             "study": StudyConfig(),
+            "choose": ChooseConfig(),
+            "refine": RefineConfig(),
         }
         return cls(spec, changed.model_copy(update=own))
 

@@ -17,7 +17,7 @@ from smidgen.process.only_one import only_one
 from smidgen.process.recipe import Recipe
 from smidgen.process.studies import STUDIES
 from smidgen.process.trainer import Tell, Trainer
-from smidgen.report.study import write_study_page
+from smidgen.report.findings import write_findings
 
 
 def study(
@@ -55,7 +55,7 @@ def study(
             "failures": trainer.failures,
         }
         finding.write(found, about, output / "study" / f"{promise}.json")
-        write_study_page(_all_of(output), recipe, output / "study.html")
+        write_findings(_all_of(output), recipe, output / "study.html", what="What the promises are worth")
     return found, trainer.failures
 
 

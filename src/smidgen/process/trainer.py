@@ -39,7 +39,7 @@ class Trainer:
             Interrupted: Ctrl-C; what is finished is kept, and so are the checkpoints.
         """
         found = {run.folder: self._metrics(run) for run in runs}
-        missing = [run for run in runs if found[run.folder] is None]
+        missing = list({run.folder: run for run in runs if found[run.folder] is None}.values())
         done = 0
 
         def ended(run: Run, error: str | None) -> None:
@@ -86,6 +86,9 @@ class Trainer:
         if metrics is None:
             return f"failed: {self.failures[self.name_of(run)]}"
         metric = metric_named(run.recipe.metric)
+        if metrics["test"] is None:
+            score = metrics["curve"][metrics["best_epoch"] - 1]["validation_score"]
+            return f"validation {metric.word} {metric.score(score)}{metric.unit}"
         return f"{metric.word} {metric.score(metrics['test'][run.recipe.metric])}{metric.unit}"
 
 

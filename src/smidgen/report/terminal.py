@@ -134,6 +134,9 @@ def pretraining_lines(job: Pretraining) -> Iterator[str]:
 
 def score_lines(scores: Mapping[str, Any]) -> Iterator[str | Table]:
     """The scores of a run: the summary, every class, and the confusion matrix while it fits a terminal."""
+    if not scores:
+        yield "The test split was not scored (score_test: false)"
+        return
     if "per_class" not in scores:
         yield f"Loss {scores['loss']:.4f}   perplexity {scores['perplexity']:.2f}"
         texts = {"exact_match": "Exact match", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L"}

@@ -1,4 +1,4 @@
-"""The page of a recipe's studies: of each promise the answer in words, its chart and its table."""
+"""A page of findings about a recipe: of each the answer in words, its chart and its table."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ ROW_HEIGHT = 26.0
 """Of a chart of intervals."""
 
 
-def write_study_page(found: Mapping[str, tuple[Finding, Mapping[str, Any]]], recipe: Recipe, path: Path) -> None:
-    """Write the page of all that was found about a recipe to `path`, atomically.
+def write_findings(
+    found: Mapping[str, tuple[Finding, Mapping[str, Any]]], recipe: Recipe, path: Path, *, what: str
+) -> None:
+    """Write the page of what was found about a recipe to `path`, atomically.
 
     Args:
-        found: by promise, what was found and what it is about.
+        found: by name, what was found and what it is about.
         recipe: the last one.
         path: the HTML file.
+        what: the question that it answers.
 
     Raises:
         UserError: the disk is full.
@@ -39,7 +42,7 @@ def write_study_page(found: Mapping[str, tuple[Finding, Mapping[str, Any]]], rec
         {"id": name, "finding": finding, "about": about, "chart": draw_chart(finding.chart)}
         for name, (finding, about) in found.items()
     ]
-    render_page("study.html", path, sections=sections, recipe=recipe)
+    render_page("findings.html", path, sections=sections, recipe=recipe, what=what)
 
 
 def draw_chart(chart: Chart | None) -> Markup:

@@ -1,0 +1,233 @@
+"""Choosing a technique, its size and its learning rate by successive halving, without a look at the test split.
+
+Many entries are trained for a ninth of the steps, the best third of them for a third, and the best third of those for
+all of them, each time anew with a schedule that comes to its end (successive halving: Jamieson & Talwalkar, 2016,
+arXiv:1502.07943). The first entries are the techniques at their defaults; what comes after is drawn by Optuna's sampler
+(TPE, multivariate and by technique) from what has done well. Everything stands in an SQLite file, so that a search goes
+on after a stop, and several processes work on one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smidgen import files, manifest
+from smidgen.errors import UserError
+from smidgen.process import finding
+from smidgen.process.candidates import candidates
+from smidgen.process.data import load_data
+from smidgen.process.finding import Chart, Finding, Line, Point
+from smidgen.process.job import reopen
+from smidgen.process.log import check_tracker
+from smidgen.process.recipe import Recipe
+from smidgen.process.runs import POLL_SECONDS, Run
+from smidgen.process.search import FACTOR, RUNGS, Search, alive
+from smidgen.process.technique import TechniqueSpec
+from smidgen.process.trainer import Tell, Trainer
+from smidgen.report import numbers
+from smidgen.report.findings import write_findings
+from smidgen.report.numbers import metric_named
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        entry: as a recipe has it.
+        validation: its score on the validation rows.
+        test: its scores on the test split, which nothing else was judged by.
+        trained: how many parameters.
+        seconds: that all trials took, in training.
+        tried: entries, of which most ended early.
+    """
+
+    entry: Any
+    validation: float
+    test: dict[str, Any]
+    trained: int
+    seconds: float
+    tried: int
+
+    def sentences(self, metric_name: str) -> list[str]:
+        """The choice in words."""
+        metric = metric_named(metric_name)
+        return [
+            f"Use {words_of(self.entry)}: it trains {numbers.count(self.trained)} parameters.",
+            f"Validation {metric.word} {metric.score(self.validation)}{metric.unit}, "
+            f"test {metric.word} {metric.score(self.test[metric_name])}{metric.unit}, which was looked at once.",
+            f"{self.tried} entries were tried in {numbers.duration(self.seconds)} of training.",
+        ]
+
+
+def choose(recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = lambda line: None) -> Choice:
+    """Search for the best entry that the budget allows, and write choose.json and chosen.yaml.
+
+    Args:
+        recipe: its `compare` lists the techniques to choose from, its `choose` the budget and the goal.
+        command: how a person would go on after Ctrl-C.
+        at_once: how many runs share the machine.
+        tell: hears of each run that ended.
+
+    Raises:
+        UserError: the data or the recipe cannot be used, nothing meets the budget, or a search of another recipe is in
+            the way.
+        Interrupted: Ctrl-C; what is finished is kept.
+    """
+    check_tracker(recipe.training)
+    data = load_data(recipe.data, recipe.task)
+    space = candidates(recipe, data)
+    folder = Path(recipe.output) / "choose"
+    folder.mkdir(parents=True, exist_ok=True)
+    with alive(folder) as process:
+        trainer = Trainer(recipe, command=command, at_once=at_once, tell=tell)
+        search = Search(recipe, data, space, folder, process, trainer)
+        while width := search.width():
+            search.round(width)
+        while search.is_worked_on():  # by others, whose entries count
+            time.sleep(POLL_SECONDS)
+        return _end(search)
+
+
+def _end(search: Search) -> Choice:
+    """Choose among the entries that came to the end, and score that one on the test split."""
+    recipe, trials = search.recipe, search.trials()
+    ended = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    complete = {trial.number: trial.intermediate_values[RUNGS - 1] for trial in ended}
+    if not complete:
+        raise UserError(_nothing(search))
+    trained = {trial.number: int(trial.user_attrs.get("trained", 0)) for trial in trials}
+    number = _winner(complete, trained, recipe)
+    entry = next(trial.user_attrs["entry"] for trial in trials if trial.number == number)
+    test = _tested(search.run(TechniqueSpec.parse(entry), RUNGS - 1))
+    choice = Choice(
+        entry=entry,
+        validation=complete[number],
+        test={name: value for name, value in test.items() if isinstance(value, float)},
+        trained=trained[number],
+        seconds=sum(trial.user_attrs.get("seconds", 0.0) for trial in trials),
+        tried=sum("entry" in trial.user_attrs for trial in trials),
+    )
+    output = Path(recipe.output)
+    chosen = {"technique": TechniqueSpec.parse(entry), "output": str(output / "chosen")}
+    recipe.model_copy(update=chosen).save(output / "chosen.yaml")
+    about = {
+        "command": search.trainer.command,
+        "recipe": recipe.written(),
+        "failures": search.trainer.failures,
+        "choice": dataclasses.asdict(choice),
+    }
+    found = _finding(choice, trials, recipe.metric)
+    finding.write(found, about, output / "choose.json")
+    write_findings({"choose": (found, about)}, recipe, output / "choose.html", what="Which technique?")
+    return choice
+
+
+def _finding(choice: Choice, trials: Sequence[FrozenTrial], metric_name: str) -> Finding:
+    metric, rows = metric_named(metric_name), [_told(trial) for trial in trials]
+    tried = [row for row in rows if row["validation"]]
+    sign = 1 if metric.lower_is_better else -1
+    tried.sort(key=lambda row: (-len(row["validation"]), sign * row["validation"][-1]))
+    parts = [numbers.percent(1 / FACTOR**rung) for rung in reversed(range(RUNGS))]
+    return Finding(
+        title="What was chosen",
+        answer=" ".join(choice.sentences(metric_name)),
+        headings=("Entry", *(f"{part} of the steps" for part in parts), "Trained", "Time"),
+        table=[
+            (
+                words_of(row["entry"]),
+                *(metric.score(score) for score in row["validation"]),
+                *("" for _ in range(RUNGS - len(row["validation"]))),
+                numbers.count(row["trained"]),
+                numbers.duration(row["seconds"]),
+            )
+            for row in tried
+        ],
+        chart=Chart(
+            kind="lines",
+            title=f"Validation {metric.word} over the part of the steps",
+            across="Part of the steps, %",
+            up=metric.heading,
+            is_logarithmic=True,
+            lines=[
+                Line(
+                    words_of(row["entry"]),
+                    words_of(row["entry"]),
+                    [
+                        Point(100 / FACTOR ** (RUNGS - 1 - rung), metric.shown(score))
+                        for rung, score in enumerate(row["validation"])
+                    ],
+                )
+                for row in tried
+                if len(row["validation"]) > 1
+            ],
+        ),
+        notes=(
+            "Each entry is trained anew for a part of the steps, with its whole schedule; the best third goes on. "
+            "Scores are on the validation rows. The test split was scored for the chosen entry alone.",
+        ),
+        rows=rows,
+    )
+
+
+def words_of(entry: Any) -> str:
+    """An entry of a recipe on one line: lora, rank 16, learning rate 0.001."""
+    parts = entry if isinstance(entry, list) else [entry]
+    mappings = [{"name": part} if isinstance(part, str) else part for part in parts]
+    options = [
+        [f"{key.replace('_', ' ')} {value}" for key, value in part.items() if key != "name"] for part in mappings
+    ]
+    return " + ".join(", ".join([part["name"], *own]) for part, own in zip(mappings, options, strict=True))
+
+
+def _winner(scores: Mapping[int, float], trained: Mapping[int, int], recipe: Recipe) -> int:
+    """The number of the best trial, or of the smallest that is about as good; of equal ones, the smaller or better."""
+    metric = metric_named(recipe.metric)
+    losses = {number: score if metric.lower_is_better else -score for number, score in scores.items()}
+    best = min(losses, key=lambda number: (losses[number], trained[number]))
+    if recipe.choose.goal == "best":
+        return best
+    margin = recipe.study.margin * (1.0 if metric.percent else losses[best])
+    near = [number for number, loss in losses.items() if loss - losses[best] <= margin]
+    return min(near, key=lambda number: (trained[number], losses[number]))
+
+
+def _tested(run: Run) -> dict[str, Any]:
+    """The test scores of the chosen run, which are measured once."""
+    path = run.folder / "test.json"
+    adapter = files.sha256(run.folder / "adapter" / manifest.FILE)
+    kept: dict[str, Any] = files.read_json(path) if path.is_file() else {}
+    if kept.get("adapter") != adapter:
+        kept = {"adapter": adapter, "test": reopen(run.folder).evaluate()}
+        files.write_json(path, kept)
+    return dict(kept["test"])
+
+
+def _nothing(search: Search) -> str:
+    """Why no entry came to the end."""
+    known = [trial.user_attrs for trial in search.trials() if "memory" in trial.user_attrs]
+    if known:
+        least = min(known, key=lambda found: found["memory"])
+        return (
+            f"choose.memory={search.recipe.choose.memory} is met by nothing in compare. The least was "
+            f"{least['memory']:,} bytes, of {least['entry']}. Allow more, or lower training.micro_batch_size."
+        )
+    errors = "; ".join(f"{run}: {error}" for run, error in search.trainer.failures.items())
+    return f"No entry came to the end. {errors or 'Allow more trials or minutes.'}"
+
+
+def _told(trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "entry": trial.user_attrs.get("entry"),
+        "state": trial.state.name.lower(),
+        "validation": list(trial.intermediate_values.values()),
+        "trained": trial.user_attrs.get("trained"),
+        "seconds": trial.user_attrs.get("seconds"),
+    }

@@ -1,0 +1,255 @@
+"""Refinement: rounds that change which layers are trained and at what rank, kept only where they prove better.
+
+Each round makes one change to the subset that is trained, led by what the layers still have to gain with the present
+adapter (`identify`), and trains it anew with every seed. It is kept if the 95 % interval of the paired difference on
+the validation rows, over rows and seeds, leaves out 0. The test split is scored for the first and the last, at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+import numpy as np
+
+from smidgen import files
+from smidgen.errors import UserError
+from smidgen.process import finding
+from smidgen.process.data import load_data
+from smidgen.process.finding import Chart, Finding, Line, Point
+from smidgen.process.identification import Ranks, Sensitivity, identify, technique_of
+from smidgen.process.job import reopen
+from smidgen.process.log import check_tracker
+from smidgen.process.only_one import only_one
+from smidgen.process.recipe import Recipe
+from smidgen.process.runs import Metrics, Run
+from smidgen.process.statistics import difference, per_row
+from smidgen.process.technique import TechniqueSpec
+from smidgen.process.trainer import Tell, Trainer
+from smidgen.report.findings import write_findings
+from smidgen.report.numbers import count, metric_named
+
+PART = 1 / 3
+"""How many of the layers a change takes or gives."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """What was tried, and what became of it.
+
+    Attributes:
+        change: in words.
+        entry: the technique as a recipe has it.
+        trained: how many parameters.
+        score: the seeds' mean on the validation rows.
+        difference: to what was kept before; None for the start.
+        interval: its 95 % interval.
+        kept: whether it is better beyond chance.
+    """
+
+    change: str
+    entry: Any
+    trained: int
+    score: float
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    kept: bool = True
+
+
+def refine(recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = lambda line: None) -> list[Round]:
+    """Refine a recipe's technique, and write refine.json and refined.yaml.
+
+    Args:
+        recipe: its `technique` is the start: a technique with ranks and targets; its `refine` says how many rounds.
+        command: how a person would go on after Ctrl-C.
+        at_once: how many runs share the machine.
+        tell: hears of each run that ended.
+
+    Returns:
+        The history, the start first.
+
+    Raises:
+        UserError: the technique has no ranks, or the start cannot be trained.
+        Interrupted: Ctrl-C; what is finished is kept.
+    """
+    check_tracker(recipe.training)
+    output = Path(recipe.output)
+    with only_one(output, "A refinement"):
+        load_data(recipe.data, recipe.task)
+        trainer = Trainer(recipe, command=command, at_once=at_once, tell=tell)
+        history = _rounds(recipe, trainer)
+        last = [entry for entry in history if entry.kept][-1]
+        spec = TechniqueSpec.parse(last.entry)
+        recipe.model_copy(update={"technique": spec, "output": str(output / "refined")}).save(output / "refined.yaml")
+        tests = {name: _tested(recipe, entry) for name, entry in (("before", history[0]), ("after", last))}
+        found = _finding(recipe, history, tests)
+        about = {"command": command, "recipe": recipe.written(), "tests": tests, "failures": trainer.failures}
+        finding.write(found, about, output / "refine.json")
+        write_findings({"refine": (found, about)}, recipe, output / "refine.html", what="Which layers?")
+    return history
+
+
+def _rounds(recipe: Recipe, trainer: Trainer) -> list[Round]:
+    metric = metric_named(recipe.metric)
+    now = trainer.train(_runs(recipe, recipe.technique))
+    if None in now:
+        raise UserError(f"The start cannot be trained: {'; '.join(trainer.failures.values())}")
+    spec, ranks = recipe.technique, _ranks_of(recipe)
+    best = [metrics for metrics in now if metrics is not None]
+    history = [Round("the start", spec.written(), best[0]["trained"], _mean(best, recipe))]
+    sensitivities: list[Sensitivity] = []
+    waiting = list(CHANGES)
+    while waiting and len(history) <= recipe.refine.rounds:
+        sensitivities = sensitivities or identify(recipe, run=_runs(recipe, spec)[0].folder)
+        name = waiting.pop(0)
+        changed = CHANGES[name](ranks, sensitivities)
+        if changed is None or changed == ranks:
+            continue
+        entry = TechniqueSpec.parse(technique_of(sensitivities, changed, like=recipe.technique.parts[0]))
+        results = [metrics for metrics in trainer.train(_runs(recipe, entry)) if metrics is not None]
+        if len(results) < len(recipe.seeds):
+            continue
+        ours, theirs = (per_row([metrics["validation"] for metrics in found]) for found in (results, best))
+        low, high = difference(ours, theirs)
+        kept = high < 0 if metric.lower_is_better else low > 0
+        score = _mean(results, recipe)
+        more = score - _mean(best, recipe)
+        history.append(Round(name, entry.written(), results[0]["trained"], score, more, (low, high), kept))
+        if kept:
+            spec, ranks, best, sensitivities = entry, changed, results, []
+            waiting = [name, *(other for other in CHANGES if other != name)]  # what helped may help again
+    return history
+
+
+def _runs(recipe: Recipe, spec: TechniqueSpec) -> list[Run]:
+    return [
+        Run.of(recipe, spec, seed, folder=f"refine/{spec.slug}-s{seed}", changes={"score_test": False})
+        for seed in recipe.seeds
+    ]
+
+
+def _mean(found: Sequence[Metrics], recipe: Recipe) -> float:
+    return float(np.mean([metrics["validation"][recipe.metric] for metrics in found]))
+
+
+def _ranks_of(recipe: Recipe) -> Ranks:
+    """The rank of every layer that the technique trains, from its first run."""
+    adapter = reopen(_runs(recipe, recipe.technique)[0].folder).adapter
+    ranks: Ranks = {}
+    for method, places in zip(adapter.methods, adapter.places, strict=True):
+        if not hasattr(method, "rank") or not hasattr(method, "targets") or method.name != adapter.methods[0].name:
+            raise UserError(
+                f"technique={recipe.technique.name}: refine changes ranks and layers, which {method.title} does not "
+                "have or shares with another technique. Start from lora, dora, rslora, or another with a rank and "
+                "targets."
+            )
+        ranks |= {place.name: method.rank for place in places}
+    return ranks
+
+
+def _most(layers: Sequence[Sensitivity], *, least: bool = False) -> list[Sensitivity]:
+    """The third of the layers with the most to gain, or with the least; one at least."""
+    ordered = sorted(layers, key=lambda layer: layer.share, reverse=not least)
+    return ordered[: max(1, round(PART * len(ordered)))]
+
+
+def _raise(ranks: Ranks, found: Sequence[Sensitivity]) -> Ranks | None:
+    """Twice the rank where the most is left to gain."""
+    trained = [layer for layer in found if ranks.get(layer.place)]
+    return {**ranks, **{layer.place: 2 * ranks[layer.place] for layer in _most(trained)}}
+
+
+def _widen(ranks: Ranks, found: Sequence[Sensitivity]) -> Ranks | None:
+    """More layers: of the frozen ones those with the most to gain."""
+    frozen = [layer for layer in found if not ranks.get(layer.place)]
+    return {**ranks, **{layer.place: _usual(ranks) for layer in _most(frozen)}} if frozen else None
+
+
+def _narrow(ranks: Ranks, found: Sequence[Sensitivity]) -> Ranks | None:
+    """Fewer layers: without the trained ones that have the least to gain."""
+    trained = [layer for layer in found if ranks.get(layer.place)]
+    dropped = {layer.place for layer in _most(trained, least=True)}
+    return {place: rank for place, rank in ranks.items() if place not in dropped} if len(trained) > 1 else None
+
+
+def _other(ranks: Ranks, found: Sequence[Sensitivity]) -> Ranks | None:
+    """The other part: the frozen layers instead of the trained ones."""
+    frozen = [layer for layer in found if not ranks.get(layer.place)]
+    return {layer.place: _usual(ranks) for layer in frozen} or None
+
+
+def _usual(ranks: Ranks) -> int:
+    return median_low([rank for rank in ranks.values() if rank])
+
+
+CHANGES: dict[str, Callable[[Ranks, Sequence[Sensitivity]], Ranks | None]] = {
+    "twice the rank where most is to gain": _raise,
+    "more layers": _widen,
+    "the other layers": _other,
+    "fewer layers": _narrow,
+}
+"""What a round may try, by its name, in this order."""
+
+
+def _tested(recipe: Recipe, entry: Round) -> list[float]:
+    """The test scores of a round's seeds, which are measured once, when all is decided."""
+    scores = []
+    for run in _runs(recipe, TechniqueSpec.parse(entry.entry)):
+        path = run.folder / "test.json"
+        if not path.is_file() or files.read_json(path)["recipe"] != run.recipe.fingerprint():
+            score = reopen(run.folder).evaluate()[recipe.metric]
+            files.write_json(path, {"recipe": run.recipe.fingerprint(), recipe.metric: score})
+        scores.append(float(files.read_json(path)[recipe.metric]))
+    return scores
+
+
+def _finding(recipe: Recipe, history: Sequence[Round], tests: Mapping[str, Sequence[float]]) -> Finding:
+    metric = metric_named(recipe.metric)
+    kept = [entry for entry in history[1:] if entry.kept]
+    before, after = (float(np.mean(tests[when])) for when in ("before", "after"))
+    answer = (
+        f"{len(kept)} of {len(history) - 1} changes were better beyond chance and are kept: "
+        f"{'; '.join(entry.change for entry in kept)}."
+        if kept
+        else f"None of {len(history) - 1} changes was better beyond chance: the start is kept."
+    )
+    if kept:
+        answer += f" Test {metric.word} {metric.score(after)} after {metric.score(before)}{metric.unit}."
+    return Finding(
+        title="Which layers, refined",
+        answer=answer,
+        headings=("Change", "Trained", f"Validation {metric.heading}", "Difference", "95 % interval", "Kept"),
+        table=[
+            (
+                entry.change,
+                count(entry.trained),
+                metric.score(entry.score),
+                metric.difference(entry.difference) if entry.difference is not None else "",
+                metric.difference_interval(*(entry.interval or (None, None))),
+                "yes" if entry.kept else "no",
+            )
+            for entry in history
+        ],
+        chart=Chart(
+            kind="lines",
+            title=f"Validation {metric.word} of each change",
+            across="Round",
+            up=metric.heading,
+            lines=[
+                Line("tried", "tried", [Point(at, metric.shown(entry.score)) for at, entry in enumerate(history)]),
+                Line(
+                    "kept",
+                    "kept",
+                    [Point(at, metric.shown(entry.score)) for at, entry in enumerate(history) if entry.kept],
+                ),
+            ],
+        ),
+        notes=(
+            "A change is kept if the 95 % interval of the paired difference on the validation rows, over rows and "
+            "seeds, leaves out 0. The test split was scored for the start and for what is kept at the end.",
+        ),
+        rows=[dataclasses.asdict(entry) for entry in history],
+    )

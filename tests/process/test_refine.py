@@ -1,0 +1,101 @@
+"""Refinement: a change of the trained subset is kept only where it proves better, and the history says why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from smidgen.errors import UserError
+from smidgen.process import refine as module
+from smidgen.process.identification import Sensitivity
+from smidgen.process.job import reopen
+from smidgen.process.recipe import load_recipe
+from smidgen.process.refine import CHANGES, refine
+from smidgen.process.technique import TechniqueSpec
+from tests.process.tiny import save_recipe
+
+pytestmark = pytest.mark.usefixtures("runs_here")
+
+RECIPE = """\
+training: {epochs: 2, batch_size: 8, learning_rate: 0.01}
+technique: {name: lora, rank: 2, targets: attention}
+seeds: [0, 1]
+refine: {rounds: 4}
+"""
+
+
+@pytest.fixture(scope="module")
+def refined(runs_here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    path = save_recipe(tmp_path_factory.mktemp("refine"), RECIPE)
+    refine(load_recipe(path), command="")
+    return path, json.loads((path.parent / "out" / "refine.json").read_text())["rows"]
+
+
+def test_every_round_says_what_was_tried_and_why_it_was_kept_or_not(refined: tuple[Path, list[dict]]) -> None:
+    path, history = refined
+    assert history[0]["change"] == "the start"
+    assert history[0]["entry"] == {"name": "lora", "rank": 2, "targets": "attention"}
+    assert len(history) == 5
+    for entry in history[1:]:
+        assert entry["change"] in CHANGES
+        assert entry["kept"] == (entry["interval"][0] > 0)
+        spec = TechniqueSpec.parse(entry["entry"])
+        runs = [
+            json.loads((path.parent / f"out/refine/{spec.slug}-s{seed}/metrics.json").read_text()) for seed in (0, 1)
+        ]
+        assert entry["score"] == pytest.approx(np.mean([run["validation"]["accuracy"] for run in runs]))
+        assert all(run["test"] is None for run in runs)
+
+
+def test_the_test_split_is_scored_for_the_start_and_the_end_alone(refined: tuple[Path, list[dict]]) -> None:
+    path, history = refined
+    last = [entry for entry in history if entry["kept"]][-1]
+    known = {TechniqueSpec.parse(entry["entry"]).slug for entry in (history[0], last)}
+    scored = {file.parent.name.rpartition("-s")[0] for file in (path.parent / "out" / "refine").glob("*/test.json")}
+    assert scored == known
+
+
+def test_the_refined_recipe_has_what_was_kept(refined: tuple[Path, list[dict]]) -> None:
+    path, history = refined
+    recipe = load_recipe(path.parent / "out" / "refined.yaml")
+    assert recipe.technique.written() == [entry for entry in history if entry["kept"]][-1]["entry"]
+
+
+def test_what_proves_better_is_kept_and_goes_on_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_recipe(tmp_path, RECIPE)
+    monkeypatch.setattr(module, "difference", lambda ours, theirs: (0.1, 0.2))
+    history = refine(load_recipe(path, ["refine.rounds=2", "seeds=[0]"]), command="")
+    assert [entry.change for entry in history[1:]] == ["twice the rank where most is to gain"] * 2
+    assert history[0].trained < history[1].trained < history[2].trained
+    last = reopen(next((tmp_path / "out" / "refine").glob(f"{TechniqueSpec.parse(history[2].entry).slug}-s0")))
+    assert sorted({method.rank for method in last.adapter.methods}) in ([2, 4, 8], [2, 8], [2, 4])
+
+
+def layer(name: str, share: float) -> Sensitivity:
+    return Sensitivity(place=name, block="b.0", kind=name, size=10, share=share, squares=(share,))
+
+
+LAYERS = [layer("a", 0.4), layer("b", 0.3), layer("c", 0.2), layer("d", 0.06), layer("e", 0.03), layer("f", 0.01)]
+
+
+def test_each_change_follows_what_the_layers_have_to_gain() -> None:
+    raised, more, other, fewer = CHANGES.values()
+    ranks = {"a": 4, "b": 4, "e": 4}
+    assert raised(ranks, LAYERS) == {"a": 8, "b": 4, "e": 4}
+    assert more(ranks, LAYERS) == {"a": 4, "b": 4, "e": 4, "c": 4}
+    assert other(ranks, LAYERS) == {"c": 4, "d": 4, "f": 4}
+    assert fewer(ranks, LAYERS) == {"a": 4, "b": 4}
+    everywhere = dict.fromkeys("abcdef", 2)
+    assert more(everywhere, LAYERS) is None
+    assert other(everywhere, LAYERS) is None
+    assert fewer({"a": 4}, LAYERS) is None
+
+
+def test_a_technique_without_ranks_is_refused(tmp_path: Path) -> None:
+    path = save_recipe(tmp_path, RECIPE)
+    with pytest.raises(UserError, match="refine changes ranks and layers, which Head only does not have"):
+        refine(load_recipe(path, ["technique=head"]), command="")
