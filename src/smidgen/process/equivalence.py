@@ -14,6 +14,7 @@ import numpy as np
 
 SIGNIFICANT = 0.05
 POWER = 0.8
+QUANTILES = 400
 
 Verdict = Literal["same", "better", "worse", "open"]
 
@@ -48,7 +49,7 @@ def equivalence(differences: Sequence[float], margin: float) -> Equivalence:
     Raises:
         ValueError: there are fewer than two seeds, so that nothing is known about chance.
     """
-    from scipy.stats import norm, t
+    from scipy.stats import t
 
     seeds = len(differences)
     if seeds < 2:
@@ -60,9 +61,36 @@ def equivalence(differences: Sequence[float], margin: float) -> Equivalence:
         p = float(t.sf((margin - abs(mean)) / error, seeds - 1))
     else:
         half, p = 0.0, float(abs(mean) >= margin)
-    distances = norm.ppf(1 - SIGNIFICANT) + norm.ppf(1 - (1 - POWER) / 2)
-    needed = max(2, math.ceil((distances * deviation / margin) ** 2))
-    return Equivalence(mean, mean - half, mean + half, p, deviation, needed)
+    return Equivalence(mean, mean - half, mean + half, p, deviation, seeds_needed(deviation / margin))
+
+
+def seeds_needed(ratio: float) -> int:
+    """The fewest seeds with which two equal ways are shown to be the same in 80 % of studies.
+
+    Args:
+        ratio: of the paired differences' standard deviation to the margin.
+    """
+    seeds = 2
+    while power(ratio, seeds) < POWER:
+        seeds += 1 + seeds // 50  # to 2 % where there are many
+    return seeds
+
+
+def power(ratio: float, seeds: int) -> float:
+    """The chance that both tests pass when the two are equal.
+
+    The deviation that a study finds varies as the root of a chi-square over its degrees of freedom; given that, the
+    mean must lie within what is left of the margin.
+    """
+    from scipy.stats import chi2, norm, t
+
+    if not ratio:
+        return 1.0
+    freedom = seeds - 1
+    found = ratio * np.sqrt(chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, freedom) / freedom)
+    left = 1 - t.ppf(1 - SIGNIFICANT, freedom) * found / math.sqrt(seeds)
+    within = 2 * norm.cdf(np.maximum(left, 0) * math.sqrt(seeds) / ratio) - 1
+    return float(within.mean())
 
 
 def holm(chances: Sequence[float]) -> list[float]:

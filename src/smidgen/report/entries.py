@@ -35,7 +35,7 @@ class Entry:
 
 def within_sentence(label: str) -> str:
     """A label as it stands within a sentence: full fine-tuning, but LoRA and P-tuning as they are."""
-    return label[:1].lower() + label[1:] if label[1:2].islower() else label
+    return label[:1].lower() + label[1:] if label.split(" ")[0][1:].islower() else label
 
 
 def entries_of(comparison: Comparison) -> list[Entry]:

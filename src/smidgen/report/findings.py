@@ -66,7 +66,7 @@ def _lines(chart: Chart, lines: Sequence[tuple[Entry, Line]], layout: Format) ->
         layout,
         plot,
         Axis(x, _apart([(at, numbers.count(at)) for at in ats], x, layout), chart.across),
-        Axis(y, [(value, f"{round(value, 6):g}") for value in ticks(y.low, y.high, 6)], chart.up),
+        Axis(y, [(value, _tick(value)) for value in ticks(y.low, y.high, 6)], chart.up),
         f"{chart.title}. {'; '.join(_told(line) for _, line in lines)}.",
     )
     drawn = [
@@ -110,7 +110,7 @@ def _intervals(chart: Chart, lines: Sequence[tuple[Entry, Line]], layout: Format
         )
     add(axes, "line", {"class": "axis", "x1": plot.left, "x2": plot.right, "y1": plot.bottom, "y2": plot.bottom})
     for value in ticks(x.low, x.high, layout.steps):
-        add(axes, "text", {"class": "middle", "x": x(value), "y": plot.bottom + 17}, f"{round(value, 6):g}")
+        add(axes, "text", {"class": "middle", "x": x(value), "y": plot.bottom + 17}, _tick(value))
     add(axes, "text", {"class": "title end", "x": plot.right, "y": height - 6}, chart.across)
     for mark in chart.marks[len(chart.marks) // 2 :][:1]:
         add(svg, "line", {"class": "baseline", "x1": x(mark), "x2": x(mark), "y1": plot.top, "y2": plot.bottom})
@@ -125,6 +125,10 @@ def _intervals(chart: Chart, lines: Sequence[tuple[Entry, Line]], layout: Format
             add(group, "line", {"class": "whisker", **ends, "y1": middle, "y2": middle})
         add_marker(group, entry.shape, x(point.value), middle, 5)
     return markup(svg)
+
+
+def _tick(value: float) -> str:
+    return f"{round(value, 6):g}".replace("-", numbers.MINUS)
 
 
 def _values(lines: Sequence[tuple[Entry, Line]]) -> list[float]:

@@ -110,7 +110,8 @@ def finding_lines(found: Finding) -> Iterator[str | Text | Table]:
     yield f"{found.answer}\n"
     table = Table(box=None, pad_edge=False)
     for column, heading in enumerate(found.headings):
-        table.add_column(Text(heading), justify="right" if column else "left")
+        longest = max((len(row[column]) for row in found.table), default=0)
+        table.add_column(Text(heading), justify="right" if column else "left", min_width=longest if column else None)
     for row in found.table:
         table.add_row(*map(Text, row))
     yield table

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ CLOSE = 0.15
 
 
 def study_cost(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
-    """The costs of the runs of `smidgen compare`, beside what `smidgen plan` says before them.
+    """The costs of the runs of `smidgen compare`, beside what smidgen plan says before them.
 
     Raises:
         UserError: there is no full fine-tuning to compare with, or a technique cannot be planned.
@@ -88,7 +88,7 @@ def study_cost(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
         notes=(
             "Time is that of the training steps, without evaluation; memory is the peak of the whole process, the mean "
             "of the seeds. Optimizer and activations are those of a step on the longest batch: AdamW's two moments, "
-            "and what is kept for the backward pass beside the weights. Planned is what `smidgen plan` says from three "
+            "and what is kept for the backward pass beside the weights. Planned is what smidgen plan says from three "
             f"trial steps, and how far off it is. {TASKS} tasks take the base model once and an adapter for each; of "
             "full fine-tuning, a model for each.",
         ),
@@ -97,7 +97,7 @@ def study_cost(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
 
 
 def _plan(run: Run, data: TaskData, trainer: Trainer) -> dict[str, Any] | None:
-    """What `smidgen plan` says of a run, in a process of its own as a user has it; None if it fails."""
+    """What smidgen plan says of a run, in a process of its own as a user has it; None if it fails."""
     path = run.folder / "plan.json"
     known = {"recipe": run.recipe.fingerprint(), "data": data.fingerprint()}
     if path.is_file():
@@ -142,17 +142,28 @@ def _off(planned: float, measured: float) -> str:
     return f"{numbers.signed(100 * (planned / measured - 1), 0)} %"
 
 
+def _between(values: Sequence[float], written: Callable[[float], str]) -> str:
+    """The least and the most: 0.5 % to 2 %."""
+    return " to ".join(dict.fromkeys(written(value) for value in (min(values), max(values))))
+
+
 def _answer(rows: Sequence[dict[str, Any]], base: dict[str, Any] | None, titles: dict[str, str]) -> str:
+    others = [row for row in rows if row is not base]
     sentences = []
-    if base is not None:
-        for row in rows:
-            if row is not base:
-                sentences.append(
-                    f"{titles[row['technique']]} trains {numbers.percent(row['trained'] / row['total'])} of the "
-                    f"parameters in {100 * row['seconds'] / base['seconds']:.0f} % of full fine-tuning's time and "
-                    f"{100 * row['memory_bytes'] / base['memory_bytes']:.0f} % of its memory; {TASKS} tasks take "
-                    f"{numbers.size(row['tasks_bytes'])} instead of {numbers.size(base['tasks_bytes'])}."
-                )
+    if base is not None and others:
+        shares = [row["trained"] / row["total"] for row in others]
+        parts = [
+            f"{_between(shares, numbers.percent)} of the parameters",
+            f"{_between([row['seconds'] / base['seconds'] for row in others], numbers.percent)} of the time",
+            f"{_between([row['memory_bytes'] / base['memory_bytes'] for row in others], numbers.percent)} of the "
+            "memory",
+        ]
+        names = titles[others[0]["technique"]] if len(others) == 1 else f"{len(others)} techniques"
+        disk = _between([row["tasks_bytes"] for row in others], numbers.size)
+        sentences.append(
+            f"Beside full fine-tuning, {names} take {listed(parts)}; {TASKS} tasks take {disk} instead of "
+            f"{numbers.size(base['tasks_bytes'])}."
+        )
     for what, planned in (("seconds", "planned_seconds"), ("memory_bytes", "planned_memory_bytes")):
         far = [titles[row["technique"]] for row in rows if abs(row[planned] / row[what] - 1) > CLOSE]
         word = "time" if what == "seconds" else "memory"

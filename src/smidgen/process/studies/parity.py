@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.recipe import Recipe
 from smidgen.process.studies.words import listed, needs_full
 from smidgen.process.trainer import Trainer, scores_of, titles_of
-from smidgen.report.entries import within_sentence
 from smidgen.report.numbers import Metric, metric_named
 
 VERDICTS: dict[Verdict, str] = {
@@ -49,7 +48,7 @@ def study_parity(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
     shown = metric.shown
     return Finding(
         title="Is it as good as full fine-tuning?",
-        answer=_answer({name: within_sentence(titles[name]) for name in others}, found, verdicts, within, recipe),
+        answer=_answer(titles, found, verdicts, within, len(recipe.seeds)),
         headings=("Technique", metric.heading, "To full", "90 % interval", "p", "Verdict", "Seeds for 80 % power"),
         table=[
             (titles[full], metric.score(float(np.mean(measured[full]))), "", "", "", "", ""),
@@ -92,27 +91,28 @@ def study_parity(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
 
 
 def _answer(
-    titles: dict[str, str],
-    found: dict[str, Equivalence],
-    verdicts: dict[str, Verdict],
+    titles: Mapping[str, str],
+    found: Mapping[str, Equivalence],
+    verdicts: Mapping[str, Verdict],
     within: str,
-    recipe: Recipe,
+    seeds: int,
 ) -> str:
-    def those(kind: Verdict) -> list[str]:
-        return [titles[name] for name, own in verdicts.items() if own == kind]
-
-    seeds = f"{len(recipe.seeds)} seeds"
+    groups: dict[Verdict, list[str]] = {}
+    for name, own in verdicts.items():
+        groups.setdefault(own, []).append(name)
+    told = {kind: listed([titles[name] for name in names]) for kind, names in groups.items()}
     sentences = []
-    if same := those("same"):
-        sentences.append(f"As good as full fine-tuning within {within} ({seeds}): {listed(same)}.")
-    if better := those("better"):
-        sentences.append(f"Better by more than {within}: {listed(better)}.")
-    if worse := those("worse"):
-        sentences.append(f"Worse by more than {within}: {listed(worse)}.")
-    if unsure := [name for name, own in verdicts.items() if own == "open"]:
-        needed = [f"{titles[name]} (about {found[name].seeds_needed})" for name in unsure]
+    if "same" in told:
+        sentences.append(f"As good as full fine-tuning within {within} ({seeds} seeds): {told['same']}.")
+    if "better" in told:
+        sentences.append(f"Better by more than {within}: {told['better']}.")
+    if "worse" in told:
+        sentences.append(f"Worse by more than {within}: {told['worse']}.")
+    if "open" in told:
+        needed = listed([str(found[name].seeds_needed) for name in groups["open"]])
         sentences.append(
-            f"Not shown either way with {seeds}, and how many it would take if they are equal: {listed(needed)}."
+            f"Not shown either way with {seeds} seeds: {told['open']}. If they are as good, {needed} seeds have a "
+            "chance of 80 % to show it."
         )
     return " ".join(sentences)
 
