@@ -146,7 +146,8 @@ def identify(
     recipe: RecipeFile,
     set_: Set = None,
     budget: Annotated[
-        str | None, typer.Option(help="Numbers to train, such as 100k or 1.5M, or their bytes, such as 400kB.")
+        str | None,
+        typer.Option(help="Numbers to train, such as 100k or 1.5M, their bytes, as 400kB, or training time, as 10min."),
     ] = None,
     write: Annotated[Path | None, typer.Option(help="A recipe with the ranks that the budget buys.")] = None,
     picture: Annotated[Path | None, typer.Option(help="An SVG file to draw the model in.")] = None,
@@ -159,7 +160,7 @@ def identify(
     Examples: `smidgen identify recipe.yaml`, `smidgen identify recipe.yaml --budget 100k --write chosen.yaml`
     """
     from smidgen.files import write_text
-    from smidgen.process.identification import allot, numbers_in, technique_of
+    from smidgen.process.identification import allot, allot_time, numbers_in, seconds_in, technique_of
     from smidgen.process.identification import identify as identified
     from smidgen.process.recipe import load_recipe
     from smidgen.process.technique import TechniqueSpec
@@ -169,9 +170,12 @@ def identify(
     if write is not None and (budget is None or write.exists()):
         raise UserError(f"--write {write} " + ("is there already." if budget else "needs a --budget."))
     loaded = load_recipe(recipe, set_ or [])
-    allowed = None if budget is None else numbers_in(budget)
+    seconds = None if budget is None else seconds_in(budget)
+    allowed = None if budget is None or seconds is not None else numbers_in(budget)
     found = identified(loaded)
-    ranks = None if allowed is None else allot(found, allowed)
+    ranks = allot(found, allowed) if allowed is not None else None
+    if seconds is not None:
+        ranks = allot_time(found, loaded, seconds)
     if picture is not None:
         write_text(picture, as_picture(found, ranks, f"Where {loaded.model} has something to gain"))
     entries = None if ranks is None else technique_of(found, ranks)
@@ -184,7 +188,7 @@ def identify(
     _print(as_table(found, ranks))
     if ranks is not None:
         trained = sum(ranks[layer.place] * layer.size for layer in found)
-        _print(f"\n{trained:,} numbers trained of {allowed:,}, beside the head")
+        _print(f"\n{trained:,} numbers trained{f' of {allowed:,}' if allowed else ''}, beside the head")
     if write is not None:
         _print(f"The recipe is {write}; go on with: smidgen train {write}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -16,8 +17,16 @@ from rich.console import Console
 from smidgen import LoRA
 from smidgen.errors import UserError
 from smidgen.process import identification
-from smidgen.process.identification import Sensitivity, allot, identify, numbers_in, technique_of
-from smidgen.process.job import prepare
+from smidgen.process.identification import (
+    Sensitivity,
+    allot,
+    allot_time,
+    identify,
+    numbers_in,
+    seconds_in,
+    technique_of,
+)
+from smidgen.process.job import Job, prepare
 from smidgen.process.recipe import Recipe, load_recipe
 from smidgen.process.technique import TechniqueSpec
 from smidgen.report.sensitivity import as_picture, as_table
@@ -82,6 +91,38 @@ def test_a_budget_is_kept_and_no_doubling_is_left_that_it_could_pay(squares: lis
         rank = ranks[layer.place]
         if rank < 8:
             assert spent + max(rank, 1) * layer.size > budget
+
+
+@pytest.mark.parametrize(
+    ("budget", "seconds"), [("90s", 90), (" 1.5 h ", 5400), ("10 min", 600), ("100k", None), ("400kB", None)]
+)
+def test_a_time_is_told_from_numbers(budget: str, seconds: float | None) -> None:
+    assert seconds_in(budget) == seconds
+
+
+@pytest.mark.parametrize("budget", ["0s", "-1min", "xs", "infs"])
+def test_a_wrong_time_is_refused(budget: str) -> None:
+    with pytest.raises(UserError, match="is no time, such as 90s"):
+        seconds_in(budget)
+
+
+def test_a_time_buys_as_many_of_the_last_blocks_as_fit(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = identify(recipe)
+    blocks = list(dict.fromkeys(layer.block for layer in found))
+
+    number = {layer.place: blocks.index(layer.block) for layer in found}
+
+    def planned(job: Job) -> SimpleNamespace:
+        depth = min(number[place.name] for _, place, _ in job.adapter.entries())
+        return SimpleNamespace(seconds=10.0 * (len(blocks) - depth))
+
+    monkeypatch.setattr(Job, "plan", planned)
+    trained = {place for place, rank in allot_time(found, recipe, 10.0).items() if rank}
+    assert {layer.block for layer in found if layer.place in trained} == {blocks[-1]}
+    trained = {place for place, rank in allot_time(found, recipe, 25.0).items() if rank}
+    assert {layer.block for layer in found if layer.place in trained} == set(blocks)
+    with pytest.raises(UserError, match="the last block alone takes about 10 s"):
+        allot_time(found, recipe, 9.0)
 
 
 def test_the_chosen_ranks_are_what_is_trained(recipe: Recipe, tmp_path: Path) -> None:

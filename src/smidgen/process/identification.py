@@ -10,8 +10,10 @@ these squares for a trained number.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import heapq
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -30,6 +32,7 @@ from smidgen.process.optimizer import make_optimizer
 from smidgen.process.recipe import Recipe
 from smidgen.process.technique import Part, TechniqueSpec
 from smidgen.process.train import backward
+from smidgen.report.numbers import duration
 
 if TYPE_CHECKING:
     from smidgen.targets import Place
@@ -41,6 +44,9 @@ BATCHES = 16
 """Over which the gradient is averaged."""
 
 LARGEST_RANK = 64
+
+RANK = 8
+"""In the mean, where a budget does not say how many numbers may be trained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +179,59 @@ def allot(found: Sequence[Sensitivity], budget: int) -> Ranks:
         least = min(layer.size for layer in found)
         raise UserError(f"A budget of {budget:,} trained numbers buys nothing: a rank of 1 needs {least:,} at least.")
     return ranks
+
+
+def seconds_in(budget: str) -> float | None:
+    """How many seconds of training a budget has, such as "90 s", "10 min" or "1.5 h"; None if it is of something else.
+
+    Raises:
+        UserError: it is no number above 0.
+    """
+    found = re.fullmatch(r"\s*(.*?)\s*(s|min|h)\s*", budget)
+    if found is None:
+        return None
+    try:
+        seconds = float(found.group(1)) * {"s": 1, "min": 60, "h": 3600}[found.group(2)]
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise UserError(f"--budget {budget!r} is no time, such as 90s, 10min or 1.5h.")
+    return seconds
+
+
+def allot_time(found: Sequence[Sensitivity], recipe: Recipe, seconds: float) -> Ranks:
+    """The ranks with which training takes at most so long, as trial steps have it.
+
+    A step's time hangs on how far down the gradient must go, and hardly on the ranks: so as many of the last blocks are
+    trained as fit, with ranks of `RANK` in the mean.
+
+    Args:
+        found: the layers.
+        recipe: what would be trained, and on what.
+        seconds: of training, without evaluation.
+
+    Raises:
+        UserError: even the last block alone takes longer.
+    """
+    blocks = list(dict.fromkeys(layer.block for layer in found))
+    planned: dict[int, float] = {}
+
+    def ranks_from(first: int) -> Ranks:
+        kept = [layer for layer in found if layer.block in blocks[first:]]
+        return allot(kept, RANK * sum(layer.size for layer in kept))
+
+    def fits(first: int) -> bool:
+        spec = TechniqueSpec.parse(technique_of(found, ranks_from(first)))
+        planned[first] = prepare(recipe.model_copy(update={"technique": spec})).plan().seconds
+        return planned[first] <= seconds
+
+    first = bisect.bisect_left(range(len(blocks)), True, key=fits)
+    if first == len(blocks):
+        raise UserError(
+            f"A budget of {duration(seconds)} is too short: the last block alone takes about "
+            f"{duration(min(planned.values()))}. Allow more, or lower training.epochs."
+        )
+    return ranks_from(first)
 
 
 def technique_of(found: Sequence[Sensitivity], ranks: Ranks, *, like: Part | None = None) -> list[dict[str, Any]]:
