@@ -37,7 +37,7 @@ from smidgen.process.pretrain_recipe import (
     TokenizerConfig,
     load_pretrain_recipe,
 )
-from smidgen.process.recipe import DataConfig, Recipe, load_recipe
+from smidgen.process.recipe import ChooseConfig, DataConfig, Recipe, RefineConfig, StudyConfig, load_recipe
 from smidgen.process.run_recipe import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
@@ -240,7 +240,8 @@ def defaults(model: type[BaseModel], above: str = "") -> dict[str, Any]:
     found = {}
     for name, field in model.model_fields.items():
         if field.annotation not in (DataConfig, TrainingConfig):
-            found[above + name] = "required" if field.is_required() else json.dumps(field.default)
+            default = field.get_default(call_default_factory=True)
+            found[above + name] = "required" if field.is_required() else json.dumps(default)
     return found
 
 
@@ -255,6 +256,13 @@ def test_the_recipe_s_page_has_every_field_at_the_top() -> None:
     top = table(DOCS / "recipe.md", "field")
     assert [name for name in top if "." not in name] == [name for name in Recipe.model_fields if name in top]
     assert set(Recipe.model_fields) - set(top) <= {"data", "training"}
+
+
+def test_the_page_on_studies_has_every_field_and_its_default() -> None:
+    sections = {"study.": StudyConfig, "refine.": RefineConfig, "choose.": ChooseConfig}
+    wanted = {name: value for above, kind in sections.items() for name, value in defaults(kind, above).items()}
+    tabled = {row[0]: row[1] for rows in tables(DOCS / "studies.md") if rows[0][0] == "field" for row in rows[1:]}
+    assert tabled == wanted
 
 
 def test_the_page_on_pretraining_has_every_field_and_its_default() -> None:
