@@ -160,22 +160,19 @@ def identify(
     Examples: `smidgen identify recipe.yaml`, `smidgen identify recipe.yaml --budget 100k --write chosen.yaml`
     """
     from smidgen.files import write_text
-    from smidgen.process.identification import allot, allot_time, numbers_in, seconds_in, technique_of
+    from smidgen.process.identification import allotted, technique_of
     from smidgen.process.identification import identify as identified
     from smidgen.process.recipe import load_recipe
     from smidgen.process.technique import TechniqueSpec
     from smidgen.report.sensitivity import as_picture, as_table
 
     _check_picture(picture)
+    loaded = load_recipe(recipe, set_ or [])
+    budget = budget or loaded.identify.budget
     if write is not None and (budget is None or write.exists()):
         raise UserError(f"--write {write} " + ("is there already." if budget else "needs a --budget."))
-    loaded = load_recipe(recipe, set_ or [])
-    seconds = None if budget is None else seconds_in(budget)
-    allowed = None if budget is None or seconds is not None else numbers_in(budget)
     found = identified(loaded)
-    ranks = allot(found, allowed) if allowed is not None else None
-    if seconds is not None:
-        ranks = allot_time(found, loaded, seconds)
+    ranks = None if budget is None else allotted(found, loaded, budget)
     if picture is not None:
         write_text(picture, as_picture(found, ranks, f"Where {loaded.model} has something to gain"))
     entries = None if ranks is None else technique_of(found, ranks)
@@ -188,7 +185,7 @@ def identify(
     _print(as_table(found, ranks))
     if ranks is not None:
         trained = sum(ranks[layer.place] * layer.size for layer in found)
-        _print(f"\n{trained:,} numbers trained{f' of {allowed:,}' if allowed else ''}, beside the head")
+        _print(f"\n{trained:,} numbers trained with a budget of {budget}, beside the head")
     if write is not None:
         _print(f"The recipe is {write}; go on with: smidgen train {write}")
 
@@ -394,6 +391,25 @@ def refine(recipe: RecipeFile, set_: Set = None, at_once: AtOnce = 1, as_json: A
     found, _ = read(Path(loaded.output) / "refine.json")
     output = Path(loaded.output)
     _print(*finding_lines(found), f"\nThe recipe is {output / 'refined.yaml'}, the page {output / 'refine.html'}")
+
+
+@app.command("process")
+def all_steps(recipe: RecipeFile, set_: Set = None, at_once: AtOnce = 1) -> None:
+    """Take a recipe through all seven steps, from pre-training to refinement, and write the page of it.
+
+    Its pretrain is the first step, if it is there, and its identify.budget what the trained subset may take. Run it
+    again after Ctrl-C, and it goes on.
+
+    Example: `smidgen process examples/seven-steps.yaml`
+    """
+    from smidgen.process.compare import command_line
+    from smidgen.process.recipe import load_recipe
+    from smidgen.process.steps import take_steps
+
+    loaded = load_recipe(recipe, set_ or [])
+    command = command_line("process", str(recipe), *_changes(set_), *_shared(at_once))
+    take_steps(loaded, command=command, at_once=at_once, tell=_tell)
+    _print(f"The page: {Path(loaded.output) / 'process.html'}")
 
 
 class Promise(StrEnum):

@@ -234,6 +234,16 @@ def allot_time(found: Sequence[Sensitivity], recipe: Recipe, seconds: float) -> 
     return ranks_from(first)
 
 
+def allotted(found: Sequence[Sensitivity], recipe: Recipe, budget: str) -> Ranks:
+    """The ranks that a budget buys, of numbers, bytes or time, as a person writes it.
+
+    Raises:
+        UserError: it is no budget, or buys nothing.
+    """
+    seconds = seconds_in(budget)
+    return allot(found, numbers_in(budget)) if seconds is None else allot_time(found, recipe, seconds)
+
+
 def technique_of(found: Sequence[Sensitivity], ranks: Ranks, *, like: Part | None = None) -> list[dict[str, Any]]:
     """A recipe's technique with these ranks: one entry for each rank, at the layers that have it.
 

@@ -23,6 +23,7 @@ from smidgen.process.fields import (
     Sources,
     Text,
 )
+from smidgen.process.pretrain_recipe import PretrainRecipe
 from smidgen.process.problems import shown
 from smidgen.process.run_recipe import RunRecipe, Section, Technique, TrainingConfig, read_recipe
 from smidgen.process.technique import TechniqueSpec
@@ -177,6 +178,17 @@ class ChooseConfig(Section):
     goal: Literal["best", "smallest"] = "best"
 
 
+class IdentifyConfig(Section):
+    """What the trained subset may take.
+
+    Attributes:
+        budget: numbers to train, such as 100k or 1.5M, their bytes, as 400kB, or training time, as 10min; None:
+            `identify` and `process` choose no subset.
+    """
+
+    budget: Text | None = None
+
+
 class RefineConfig(Section):
     """How long `refine` goes on.
 
@@ -203,7 +215,10 @@ class Recipe(RunRecipe):
         seeds: `compare` trains each technique once for each.
         study: what the studies vary.
         choose: the budget of a search, and its goal.
+        identify: what the trained subset may take.
         refine: how many changes are tried.
+        pretrain: the pre-training that makes `model`, which is in the folder `model` of its output; the first step of
+            `process`. None: the model is there.
         score_test: whether the test split is scored at the end of a run.
         output: the folder of the results.
     """
@@ -223,7 +238,9 @@ class Recipe(RunRecipe):
     seeds: Seeds = (0,)
     study: StudyConfig = StudyConfig()
     choose: ChooseConfig = ChooseConfig()
+    identify: IdentifyConfig = IdentifyConfig()
     refine: RefineConfig = RefineConfig()
+    pretrain: PretrainRecipe | None = None
     score_test: StrictBool = True
     output: OutputFolder
 
@@ -236,6 +253,12 @@ class Recipe(RunRecipe):
                     f"data.{column}={shown(given)} is a column of task={task}; that of task={self.task} is "
                     f"data.{TARGETS[self.task]}."
                 )
+        made = None if self.pretrain is None else str(Path(self.pretrain.output) / "model")
+        if made is not None and self.model != made:
+            raise ValueError(
+                f"model={self.model!r} is not what pretrain makes, which is {made!r}; a path that is not there yet is "
+                "written with ./ before it."
+            )
         if self.probe is not None and self.task != "generation":
             raise ValueError(
                 f"probe is text, which a model of task={self.task} has no words for; it is for generation."

@@ -36,7 +36,7 @@ R = TypeVar("R", bound="RunRecipe")
 MARK = "# Written by smidgen, with every field spelled out."
 """The first line of a recipe that is kept with a run's results."""
 
-NOT_IN_RESULT = {"output", "compare", "seeds", "study", "choose", "refine"}
+NOT_IN_RESULT = {"output", "compare", "seeds", "study", "choose", "identify", "refine", "pretrain"}
 NOT_IN_TRAINING_RESULT = {"tracker", "checkpoint_minutes", "checkpoint_steps"}
 
 Technique = Annotated[

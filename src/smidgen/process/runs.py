@@ -16,7 +16,8 @@ from typing import Any
 
 from smidgen import files
 from smidgen.errors import UserError
-from smidgen.process.recipe import ChooseConfig, Recipe, RefineConfig, StudyConfig
+from smidgen.process.recipe import Recipe
+from smidgen.process.run_recipe import NOT_IN_RESULT
 from smidgen.process.signals import stoppable
 from smidgen.process.technique import TechniqueSpec
 
@@ -58,17 +59,18 @@ class Run:
         """
         changed = recipe.model_copy(update=dict(changes or {}))
         place = Path(recipe.output) / (folder or f"runs/{spec.slug}-s{seed}")
+        defaults = {
+            name: Recipe.model_fields[name].get_default(call_default_factory=True)
+            for name in NOT_IN_RESULT - {"output", "compare", "seeds"}
+        }
         own = {
             "technique": spec,
             "training": changed.training.model_copy(update={"seed": seed}),
             "output": str(place),
             "compare": (spec,),
             "seeds": (seed,),
-            "study": StudyConfig(),
-            "choose": ChooseConfig(),
-            "refine": RefineConfig(),
         }
-        return cls(spec, changed.model_copy(update=own))
+        return cls(spec, changed.model_copy(update={**defaults, **own}))
 
     @property
     def folder(self) -> Path:

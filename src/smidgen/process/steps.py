@@ -1,0 +1,196 @@
+"""The seven steps as one: pre-training, data, identification, subset, fine-tuning, evaluation, refinement.
+
+Each is what its own command does, on what the one before has made, and a section of the page. What is finished is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smidgen import files
+from smidgen.errors import UserError
+from smidgen.process import checkpoint, finding, pretrain
+from smidgen.process.finding import Chart, Finding, Line, Point
+from smidgen.process.identification import Ranks, Sensitivity, allotted, identify, technique_of
+from smidgen.process.inspection import inspect_data
+from smidgen.process.job import prepare
+from smidgen.process.recipe import Recipe, load_recipe
+from smidgen.process.refine import refine
+from smidgen.process.run_recipe import RunRecipe
+from smidgen.process.saved_splits import save_splits
+from smidgen.process.study import study
+from smidgen.process.technique import TechniqueSpec
+from smidgen.process.trainer import Tell
+from smidgen.report import numbers
+from smidgen.report.findings import write_findings
+
+STEPS = ("pre-training", "data", "identification", "subset", "fine-tuning", "refinement")
+"""The sections of the page; evaluation stands beside fine-tuning."""
+
+
+def take_steps(recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = lambda line: None) -> dict[str, Finding]:
+    """Take a recipe through all steps, and write process.html into its output.
+
+    Args:
+        recipe: its `pretrain` is the first step, if it is there; its `identify.budget` what the subset may take.
+        command: how a person would go on after Ctrl-C.
+        at_once: how many runs share the machine.
+        tell: hears of what is done.
+
+    Returns:
+        What each step found.
+
+    Raises:
+        UserError: a step cannot be taken; those before are kept.
+        Interrupted: Ctrl-C; what is finished is kept.
+    """
+    output = Path(recipe.output)
+    found: dict[str, Finding] = {}
+
+    def done(step: str, own: Finding) -> None:
+        found[step] = own
+        tell(f"{own.title}: {own.answer}")
+        about = {"command": command, "recipe": recipe.written(), "failures": {}}
+        finding.write(own, about, output / "process" / f"{step}.json")
+        sections = {name: (one, about) for name, one in found.items()}
+        write_findings(sections, recipe, output / "process.html", what="From text to a refined model")
+
+    done("pre-training", _pretrain(recipe))
+    split = _with_splits(recipe)
+    done("data", _inspect(split))
+    layers = identify(split)
+    done("identification", _identification(layers))
+    budget = recipe.identify.budget
+    ranks = allotted(layers, split, budget) if budget is not None else None
+    chosen = split if ranks is None else _chosen(split, layers, ranks)
+    done("subset", _subset(chosen, layers, ranks))
+    parity, failures = study(_against_full(chosen), "parity", command=command, at_once=at_once, tell=tell)
+    if failures:
+        raise UserError("\n".join(("What failed:", *(f"  {run}: {error}" for run, error in failures.items()))))
+    done("fine-tuning", dataclasses.replace(parity, title="5, 6 · Fine-tuning and evaluation"))
+    refine(chosen, command=command, at_once=at_once, tell=tell)
+    refined, _ = finding.read(output / "refine.json")
+    done("refinement", dataclasses.replace(refined, title="7 · Refinement"))
+    return found
+
+
+def _pretrain(recipe: Recipe) -> Finding:
+    own = recipe.pretrain
+    title = "1 · Pre-training"
+    if own is None:
+        return Finding(title, f"The model is {recipe.model}, which is pre-trained.", (), (), None, (), ())
+    folder = Path(own.output)
+    metrics = _finished(own, folder)
+    if metrics is None:
+        resume = checkpoint.exists(folder / "checkpoint")
+        metrics = pretrain.run(pretrain.prepare(own, resume=resume), resume=resume, quiet=True)
+    before, after = (metrics[when]["perplexity"] for when in ("before", "after"))
+    curve = metrics["curve"]
+    points = [Point(point["epoch"], point["validation_loss"]) for point in curve]
+    return Finding(
+        title=title,
+        answer=(
+            f"Perplexity on text set aside fell from {numbers.short(before)} to {numbers.short(after)} over "
+            f"{numbers.count(metrics['tokens'])} tokens, in {numbers.duration(metrics['seconds'])}."
+        ),
+        headings=("Epoch", "Training loss", "Validation loss"),
+        table=[
+            (f"{point['epoch']:g}", f"{point['train_loss']:.3f}", f"{point['validation_loss']:.3f}") for point in curve
+        ],
+        chart=Chart("lines", "Loss on text set aside", "Epoch", "Loss", [Line("model", "model", points)]),
+        notes=(),
+        rows=curve,
+    )
+
+
+def _finished(own: RunRecipe, folder: Path) -> dict[str, Any] | None:
+    """What a pre-training measured, if it was this one and its model is there."""
+    if not (folder / "metrics.json").is_file() or not (folder / "model").is_dir():
+        return None
+    metrics: dict[str, Any] = files.read_json(folder / "metrics.json")
+    return metrics if metrics.get("recipe") == own.fingerprint() else None
+
+
+def _with_splits(recipe: Recipe) -> Recipe:
+    """The recipe with its splits as files, written once, so that all that follows sees the same rows."""
+    folder = Path(recipe.output) / "splits"
+    if not folder.exists():
+        save_splits(prepare(recipe), folder)
+    data = load_recipe(folder / "recipe.yaml").data
+    return recipe.model_copy(update={"data": data})
+
+
+def _inspect(recipe: Recipe) -> Finding:
+    inspected = inspect_data(prepare(recipe))
+    sizes = ", ".join(f"{numbers.count(rows)} to {split}" for split, rows in inspected.rows.items())
+    looks = f"{len(inspected.findings)} things to look at" if inspected.findings else "nothing to look at"
+    return Finding(
+        title="2 · Task data",
+        answer=f"{sizes}; {len(inspected.labels)} labels; {looks}.",
+        headings=("What", "Summary"),
+        table=[(one.title, one.summary) for one in inspected.findings],
+        chart=None,
+        notes=(*inspected.notes, *inspected.good, f"The splits are kept in {Path(recipe.data.train).parent}."),
+        rows=[dataclasses.asdict(one) for one in inspected.findings],
+    )
+
+
+def _identification(layers: Sequence[Sensitivity]) -> Finding:
+    blocks = list(dict.fromkeys(layer.block for layer in layers))
+    kinds = list(dict.fromkeys(layer.kind for layer in layers))
+    share = {(layer.kind, layer.block): 100 * layer.share for layer in layers}
+    best = max(layers, key=lambda layer: layer.share)
+    return Finding(
+        title="3 · Parameter identification",
+        answer=f"Most is to gain in {best.place}: {100 * best.share:.0f} % of what all {len(layers)} layers have.",
+        headings=("Layer", *(f"block {place}" for place in range(len(blocks)))),
+        table=[(kind, *(f"{share.get((kind, block), 0.0):.1f} %" for block in blocks)) for kind in kinds],
+        chart=Chart(
+            "lines",
+            "What each layer has to gain",
+            "Block",
+            "Share, %",
+            [
+                Line(kind, kind, [Point(at, share.get((kind, block), 0.0)) for at, block in enumerate(blocks)])
+                for kind in kinds
+            ],
+        ),
+        notes=(
+            "The share of a layer is that of its gradient's squares, after the new head was trained for some steps.",
+        ),
+        rows=[dataclasses.asdict(layer) for layer in layers],
+    )
+
+
+def _chosen(recipe: Recipe, layers: Sequence[Sensitivity], ranks: Ranks) -> Recipe:
+    return recipe.model_copy(update={"technique": TechniqueSpec.parse(technique_of(layers, ranks))})
+
+
+def _subset(recipe: Recipe, layers: Sequence[Sensitivity], ranks: Ranks | None) -> Finding:
+    plan = prepare(recipe).plan()
+    title = "4 · Subset selection"
+    total = plan.trainable + plan.frozen
+    answer = f"{numbers.count(plan.trainable)} of {numbers.count(total)} parameters are trained."
+    if ranks is None:
+        return Finding(title, f"{answer} {plan.technique} is the recipe's.", (), (), None, (), ())
+    trained = [layer for layer in layers if ranks.get(layer.place)]
+    frozen = [layer.place for layer in layers if not ranks.get(layer.place)]
+    return Finding(
+        title=title,
+        answer=f"{answer} {len(trained)} of {len(layers)} layers get a low-rank update, and {len(frozen)} stay frozen.",
+        headings=("Trained", "Rank", "Parameters"),
+        table=[
+            (layer.place, str(ranks[layer.place]), numbers.count(ranks[layer.place] * layer.size)) for layer in trained
+        ],
+        chart=None,
+        notes=(f"Frozen: {', '.join(frozen)}.",) if frozen else (),
+        rows=[{"place": layer.place, "rank": ranks.get(layer.place, 0)} for layer in layers],
+    )
+
+
+def _against_full(recipe: Recipe) -> Recipe:
+    full = TechniqueSpec.parse("full")
+    return recipe.model_copy(update={"compare": (full, recipe.technique)})
