@@ -285,15 +285,34 @@ def pretrain(
 def evaluate(
     run: RunFolder,
     data: Annotated[str | None, typer.Option(help="Another labelled file; default: the run's own test split.")] = None,
+    harness: Annotated[
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness instead, separated by commas.")
+    ] = None,
+    tasks: Annotated[Path | None, typer.Option(help="A folder of the harness's task files of your own.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task of the harness.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a trained adapter: every class and the confusion matrix, F1 of spans, or loss and exact match.
 
-    Examples: `smidgen evaluate runs/recipe`, `smidgen evaluate runs/recipe --data new.csv --json`
+    Examples: `smidgen evaluate runs/recipe`, `smidgen evaluate runs/recipe --data new.csv --json`,
+    `smidgen evaluate runs/answers --harness hellaswag,arc_easy --limit 200`
     """
     from smidgen.process.job import reopen
     from smidgen.report.terminal import score_lines
 
+    if harness is not None:
+        from smidgen.process.harness import harness_scores
+        from smidgen.report.terminal import harness_table
+
+        if data is not None:
+            raise UserError("--data and --harness are two different tests: give one of them.")
+        names = [name.strip() for name in harness.split(",") if name.strip()]
+        found = harness_scores(reopen(run), names, folder=tasks, limit=limit)
+        if as_json:
+            _print_json(dataclasses.asdict(score) for score in found)
+        else:
+            _print(harness_table(found))
+        return
     scores = reopen(run).evaluate(data, tell=_tell)
     if as_json:
         _print_json(scores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,6 +18,7 @@ from smidgen.report.table import print_table
 if TYPE_CHECKING:
     from smidgen.process.contrast import Contrast
     from smidgen.process.finding import Finding
+    from smidgen.process.harness import TaskScore
     from smidgen.process.inspection import Inspection
     from smidgen.process.plan import Plan
     from smidgen.process.pretrain import Pretraining
@@ -162,6 +163,23 @@ def score_lines(scores: Mapping[str, Any]) -> Iterator[str | Table]:
         for entry, counts in zip(classes, scores["confusion"], strict=True):
             confusion.add_row(Text(entry["label"]), *map(str, counts))
         yield confusion
+
+
+def harness_table(found: Sequence[TaskScore]) -> Table:
+    """Scores of lm-evaluation-harness, with the adapter and without."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("Task", "Metric", "With the adapter", "Base model"):
+        table.add_column(heading, justify="left" if heading in ("Task", "Metric") else "right")
+
+    def cell(value: float | None, error: float | None) -> str:
+        if value is None:
+            return numbers.MISSING
+        return f"{value:.4f}" + (f" ±{error:.4f}" if error is not None else "")
+
+    for score in found:
+        cells = (cell(score.value, score.error), cell(score.base, score.base_error))
+        table.add_row(Text(score.task), Text(score.metric), *cells)
+    return table
 
 
 def methods_json() -> list[dict[str, Any]]:
