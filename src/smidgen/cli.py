@@ -124,10 +124,12 @@ def data(
     from smidgen.process.inspection import inspect_data
     from smidgen.process.job import prepare
     from smidgen.process.recipe import load_recipe
-    from smidgen.process.saved_splits import save_splits
+    from smidgen.process.saved_splits import check_new, save_splits
     from smidgen.report.page import write_data_page
     from smidgen.report.terminal import inspection_lines
 
+    if save is not None:
+        check_new(save)
     job = prepare(load_recipe(recipe, set_ or []))
     found = inspect_data(job)
     page = Path(job.recipe.output) / "data.html"
@@ -264,21 +266,24 @@ def pretrain(
 
     Example: `smidgen pretrain pretrain.yaml`
     """
-    from smidgen.process.pretrain import prepare, run
+    from smidgen.process.pretrain import pretrain as pretrained
     from smidgen.process.pretrain_recipe import load_pretrain_recipe
     from smidgen.report.numbers import short
     from smidgen.report.terminal import pretraining_lines
 
-    job = prepare(load_pretrain_recipe(recipe, set_ or []), resume=resume)
-    if not (quiet or as_json):
-        _print(*pretraining_lines(job))
-    metrics = run(job, resume=resume, quiet=quiet or as_json)
+    loaded, quiet = load_pretrain_recipe(recipe, set_ or []), quiet or as_json
+    metrics = pretrained(
+        loaded,
+        resume=resume,
+        quiet=quiet,
+        tell=lambda job: None if quiet else _print(*pretraining_lines(job)),
+    )
     if as_json:
         _print_json(metrics)
         return
     before, after = (short(metrics[when]["perplexity"]) for when in ("before", "after"))
     _print(f"Perplexity on the validation text {before} before, {after} after {metrics['tokens']:,} tokens")
-    _print(f"The model is in {Path(job.recipe.output) / 'model'}")
+    _print(f"The model is in {Path(loaded.output) / 'model'}")
 
 
 @app.command()

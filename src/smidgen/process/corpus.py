@@ -63,7 +63,7 @@ def text_files(sources: Sequence[str]) -> list[Path]:
         place = embedded.corpus_folder(source.removeprefix("embedded:")) if source.startswith("embedded:") else None
         path = place or Path(source)
         if path.is_dir():
-            own = sorted(path.rglob("*.txt"))
+            own = sorted(file for file in path.rglob("*") if file.suffix.lower() == ".txt")
         elif path.is_file():
             own = [path]
         else:

@@ -50,11 +50,13 @@ class Finding:
         title: of a section.
         summary: what was found, in a sentence.
         rows: where, the clearest first; not all of them if there are many.
+        more: how many rows are not among them.
     """
 
     title: str
     summary: str
     rows: list[Found] = dataclasses.field(default_factory=list)
+    more: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +107,9 @@ def inspect_data(job: Job) -> Inspection:
     for check in CHECKS:
         if look.task in check.tasks:
             found = list(check.find(look))
-            findings += [dataclasses.replace(finding, rows=finding.rows[:SHOWN]) for finding in found]
+            findings += [
+                dataclasses.replace(one, rows=one.rows[:SHOWN], more=max(0, len(one.rows) - SHOWN)) for one in found
+            ]
             good += [] if found else [check.fine + look.limits.get(check.find, "")]
     return Inspection(
         notes=job.notes,

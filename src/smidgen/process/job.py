@@ -309,6 +309,11 @@ def reopen(folder: Path, *, precision: Precision | None = None, body: Path | Non
     Raises:
         UserError: it is not one.
     """
+    if (folder / "model").is_dir() and not (folder / "adapter").is_dir():
+        raise UserError(
+            f"{folder} holds a model and no adapter, as `smidgen pretrain` writes it. Fine-tune it first, by a recipe "
+            f"with model: {folder / 'model'}"
+        )
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder} is not the output of `smidgen train`: it has no recipe.yaml.")
     if not (folder / "metrics.json").is_file():  # an adapter there is of another run than the recipe

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from smidgen.errors import UserError
+from smidgen.process.parallel import this_process
 
 
 @contextlib.contextmanager
 def only_one(folder: Path, what: str) -> Iterator[None]:
     """Inside, no other process may write the same results; the lock ends with the process, however it ends.
+
+    Of several that train together the first holds it for all.
 
     Args:
         folder: where the results go; it is made if it is not there.
@@ -22,9 +25,19 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    if not this_process().is_main_process:
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        with FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                lock.unlink()  # within: whoever waits for it would find it gone, and nobody waits
     except Timeout as error:
         raise UserError(f"{what} is running in {folder} already. Wait for it, or give another output.") from error
+    finally:
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from smidgen.process.job import attach_technique, train_in_fp32
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
 from smidgen.process.models import kind, longest_text, quietly
 from smidgen.process.new_model import check_config, load_tokenizer, model_and_tokenizer, objective_of, write_tokenizer
+from smidgen.process.only_one import only_one
 from smidgen.process.optimizer import Rates, rates_of
 from smidgen.process.parallel import in_main, is_sharded, this_process, whole
 from smidgen.process.pretrain_recipe import NewModel, PretrainRecipe
@@ -98,6 +99,33 @@ class Pretraining:
             batch_size=training.rows_at_once,
             precision=training.precision,
         )
+
+
+Tell = Callable[[Pretraining], object]
+
+
+def pretrain(
+    recipe: PretrainRecipe, *, resume: bool = False, quiet: bool = False, tell: Tell = lambda job: None
+) -> dict[str, Any]:
+    """Train a language model, while no other process does so in the same folder.
+
+    Args:
+        recipe: what on what.
+        resume: whether to go on from the checkpoint in the output folder.
+        quiet: whether to show no progress.
+        tell: hears of what is to be trained before it is.
+
+    Returns:
+        The contents of metrics.json.
+
+    Raises:
+        UserError: as `prepare` and `run`.
+        Interrupted: Ctrl-C; a checkpoint was saved.
+    """
+    with only_one(Path(recipe.output), "A pre-training"):
+        job = prepare(recipe, resume=resume)
+        tell(job)
+        return run(job, resume=resume, quiet=quiet)
 
 
 def prepare(recipe: PretrainRecipe, *, resume: bool = False) -> Pretraining:

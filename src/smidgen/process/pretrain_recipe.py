@@ -69,6 +69,12 @@ class TokenizerConfig(Section):
     vocabulary: Count = 8000
     lowercase: StrictBool = False
 
+    @model_validator(mode="after")
+    def _agrees(self) -> TokenizerConfig:
+        if self.of is not None and self.model_fields_set - {"of"}:
+            raise ValueError(f"of={shown(self.of)} is a tokenizer that is there: vocabulary and lowercase are its own.")
+        return self
+
 
 class CorpusConfig(Section):
     """The text.

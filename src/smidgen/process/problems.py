@@ -61,12 +61,19 @@ def wrong(path: Path, value: object, message: str) -> Problem:
     return Problem(path, f"={shown(value)} {message}")
 
 
+NAMED = 20
+"""Names in a message at most."""
+
+
 def unknown(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, and all of them if they are few."""
+    """The end of a message about an unknown name: the nearest known one, or all of them, if they are few, or some."""
     names = [str(candidate) for candidate in known]
     near = get_close_matches(name, names, n=1) or [n for n in names if n.casefold() == name.casefold()]
     nearest = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{nearest} Known: {', '.join(names)}." if len(names) <= 20 or not near else nearest
+    if near and len(names) > NAMED:
+        return nearest
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{nearest} Known: {', '.join(names[:NAMED])}{more}."
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:

@@ -20,6 +20,7 @@ from smidgen.process.job import Job, prepare
 from smidgen.process.log import check_tracker
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
 from smidgen.process.models import class_names
+from smidgen.process.only_one import only_one
 from smidgen.process.parallel import get_weights, is_sharded, this_process
 from smidgen.process.run_recipe import RunRecipe, refuse_own
 from smidgen.process.scores import Scores
@@ -41,6 +42,11 @@ def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any
         UserError: an unfinished run is in the way, the memory does not suffice, or the loss is not finite.
         Interrupted: Ctrl-C; a checkpoint was saved.
     """
+    with only_one(Path(job.recipe.output), "A run"):
+        return _run(job, resume=resume, quiet=quiet)
+
+
+def _run(job: Job, *, resume: bool, quiet: bool) -> dict[str, Any]:
     folder, is_main = Path(job.recipe.output), this_process().is_main_process
     stopped = folder / "checkpoint"
     check_start(job.recipe, resume=resume)

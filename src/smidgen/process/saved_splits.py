@@ -27,9 +27,8 @@ def save_splits(job: Job, folder: Path) -> Path:
     Raises:
         UserError: there is something, or the disk is full.
     """
+    check_new(folder)
     recipe = job.recipe
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--save {folder} is there already, and what is in it would be lost. Name a new folder.")
     column = TARGETS[recipe.task]
     with files.new_folder(folder) as new:
         for split in SPLITS:
@@ -40,6 +39,12 @@ def save_splits(job: Job, folder: Path) -> Path:
         data = recipe.data.model_copy(update={**paths, "text": "text", column: column, "group": None})
         files.write_text(new / "recipe.yaml", recipe.model_copy(update={"data": data, "output": "run"}).written())
     return folder / "recipe.yaml"
+
+
+def check_new(folder: Path) -> None:
+    """Raise a UserError if something is there."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--save {folder} is there already, and what is in it would be lost. Name a new folder.")
 
 
 def _target(row: Example, labels: tuple[str, ...]) -> Any:

@@ -12,11 +12,12 @@ from typing import Any
 
 from smidgen import files
 from smidgen.errors import UserError
-from smidgen.process import checkpoint, finding, pretrain
+from smidgen.process import checkpoint, finding
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.identification import Ranks, Sensitivity, allotted, identify, technique_of
 from smidgen.process.inspection import inspect_data
 from smidgen.process.job import prepare
+from smidgen.process.pretrain import pretrain
 from smidgen.process.recipe import Recipe, load_recipe
 from smidgen.process.refine import refine
 from smidgen.process.run_recipe import RunRecipe
@@ -85,8 +86,7 @@ def _pretrain(recipe: Recipe) -> Finding:
     folder = Path(own.output)
     metrics = _finished(own, folder)
     if metrics is None:
-        resume = checkpoint.exists(folder / "checkpoint")
-        metrics = pretrain.run(pretrain.prepare(own, resume=resume), resume=resume, quiet=True)
+        metrics = pretrain(own, resume=checkpoint.exists(folder / "checkpoint"), quiet=True)
     before, after = (metrics[when]["perplexity"] for when in ("before", "after"))
     curve = metrics["curve"]
     points = [Point(point["epoch"], point["validation_loss"]) for point in curve]

@@ -68,6 +68,8 @@ def inspection_lines(found: Inspection, *, most: int = 3) -> Iterator[str]:
         for shown in finding.rows[:most]:
             note = f"  ({_line_of(shown.note)})" if shown.note else ""
             yield f"    {shown.split} {shown.number}: {_line_of(shown.text)}{note}"
+        if left := len(finding.rows[most:]) + finding.more:
+            yield f"    and {numbers.count(left)} more"
     if found.good:
         yield "\n  " + " ".join(found.good)
     if found.notes:
