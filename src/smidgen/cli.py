@@ -121,6 +121,7 @@ def data(
     Examples: `smidgen data recipe.yaml`, `smidgen data recipe.yaml --save fixed`
     """
     from smidgen.process.compare import command_line
+    from smidgen.process.data import load_data
     from smidgen.process.inspection import inspect_data
     from smidgen.process.job import prepare
     from smidgen.process.recipe import load_recipe
@@ -134,7 +135,10 @@ def data(
     found = inspect_data(job)
     page = Path(job.recipe.output) / "data.html"
     write_data_page(found, job.recipe, command_line("data", str(recipe), *_changes(set_)), page)
-    saved = save_splits(job, save) if save is not None else None
+    saved = None
+    if save is not None:
+        whole = load_data(job.recipe.data.model_copy(update={"rows": None}), job.recipe.task)
+        saved = save_splits(job.recipe, whole, save)
     if as_json:
         _print_json(dataclasses.asdict(found))
         return
@@ -384,11 +388,12 @@ def choose(recipe: RecipeFile, set_: Set = None, at_once: AtOnce = 1, as_json: A
     choice = chosen(loaded, command=command, at_once=at_once, tell=_tell)
     if as_json:
         _print_json(dataclasses.asdict(choice))
+        _refuse(choice.failures)
         return
     output = Path(loaded.output)
-    _print(
-        *choice.sentences(loaded.metric), f"\nThe recipe is {output / 'chosen.yaml'}, the page {output / 'choose.html'}"
-    )
+    written = f"\nThe recipe is {output / 'chosen.yaml'}, the page {output / 'choose.html'}"
+    _print(*choice.sentences(loaded.metric), written)
+    _refuse(choice.failures)
 
 
 @app.command()
@@ -408,13 +413,15 @@ def refine(recipe: RecipeFile, set_: Set = None, at_once: AtOnce = 1, as_json: A
 
     loaded = load_recipe(recipe, set_ or [])
     command = command_line("refine", str(recipe), *_changes(set_), *_shared(at_once))
-    history = refined(loaded, command=command, at_once=at_once, tell=_tell)
+    history, failures = refined(loaded, command=command, at_once=at_once, tell=_tell)
+    output = Path(loaded.output)
     if as_json:
         _print_json(dataclasses.asdict(entry) for entry in history)
+        _refuse(failures)
         return
-    found, _ = read(Path(loaded.output) / "refine.json")
-    output = Path(loaded.output)
+    found, _ = read(output / "refine.json")
     _print(*finding_lines(found), f"\nThe recipe is {output / 'refined.yaml'}, the page {output / 'refine.html'}")
+    _refuse(failures)
 
 
 @app.command("process")
@@ -432,8 +439,9 @@ def all_steps(recipe: RecipeFile, set_: Set = None, at_once: AtOnce = 1) -> None
 
     loaded = load_recipe(recipe, set_ or [])
     command = command_line("process", str(recipe), *_changes(set_), *_shared(at_once))
-    take_steps(loaded, command=command, at_once=at_once, tell=_tell)
+    _, failures = take_steps(loaded, command=command, at_once=at_once, tell=_tell)
     _print(f"The page: {Path(loaded.output) / 'process.html'}")
+    _refuse(failures)
 
 
 class Promise(StrEnum):
@@ -474,9 +482,7 @@ def study(
         _print_json(dataclasses.asdict(found))
     else:
         _print(*finding_lines(found), f"\nThe page: {Path(loaded.output) / 'study.html'}")
-    if failures:
-        lines = (f"  {run}: {error}" for run, error in failures.items())
-        raise UserError("\n".join(("What failed:", *lines)))
+    _refuse(failures)
 
 
 @app.command()
@@ -577,6 +583,12 @@ def methods(as_json: AsJson = False) -> None:
         _print_json(methods_json())
     else:
         _print(methods_table())
+
+
+def _refuse(failures: Mapping[str, str]) -> None:
+    """Raise a UserError that names the runs that failed, if there are such; what they left is written."""
+    if failures:
+        raise UserError("\n".join(("What failed:", *(f"  {run}: {error}" for run, error in failures.items()))))
 
 
 def _shared(at_once: int) -> list[str]:

@@ -186,6 +186,10 @@ class Method:
         """The method whose deltas hold what `Delta.folded` gives of these."""
         return self
 
+    def contents(self) -> dict[str, str]:
+        """What the files that its options name hold, where their names do not decide: by option."""
+        return {}
+
     def rate_ratio(self, model: PreTrainedModel, parameter: str) -> float:
         """The learning rate of a parameter, by its name in `Adapter.named_parameters`, over the adapter's or head's."""
         return 1.0

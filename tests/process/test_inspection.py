@@ -111,13 +111,13 @@ def test_other_tasks_are_looked_at_as_well(tmp_path: Path) -> None:
 def test_saved_splits_are_the_same_splits(tmp_path: Path) -> None:
     grouped = [{"text": text, "topic": label, "who": text[-1]} for text, label in sentences(200)]
     started = job(tmp_path / "a", {"train": grouped}, data={"label": "topic", "group": "who"})
-    again = prepare(load_recipe(save_splits(started, tmp_path / "fixed")))
+    again = prepare(load_recipe(save_splits(started.recipe, started.data, tmp_path / "fixed")))
     for split in ("train", "validation", "test"):
         assert getattr(again.data, split) == getattr(started.data, split)
     assert again.labels == started.labels
     assert again.recipe.training == started.recipe.training
     with pytest.raises(UserError, match="is there already, and what is in it would be lost"):
-        save_splits(started, tmp_path / "fixed")
+        save_splits(started.recipe, started.data, tmp_path / "fixed")
 
 
 @pytest.mark.parametrize(

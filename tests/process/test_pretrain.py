@@ -252,7 +252,7 @@ def test_an_empty_corpus_is_refused(recipe: Path) -> None:
 
 def test_two_pretrainings_of_one_folder_are_refused(recipe: Path) -> None:
     (recipe.parent / "out").mkdir()
-    with FileLock(recipe.parent / "out" / ".lock"), pytest.raises(UserError, match="A pre-training is running in"):
+    with FileLock(recipe.parent / "out" / ".lock"), pytest.raises(UserError, match="Another smidgen is at work in"):
         pretrain(load_pretrain_recipe(recipe), quiet=True)
 
 

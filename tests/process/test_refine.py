@@ -11,7 +11,7 @@ import pytest
 
 from smidgen.errors import UserError
 from smidgen.process import refine as module
-from smidgen.process.identification import Sensitivity
+from smidgen.process.identification import Sensitivity, technique_of
 from smidgen.process.job import reopen
 from smidgen.process.recipe import load_recipe
 from smidgen.process.refine import CHANGES, refine
@@ -67,12 +67,23 @@ def test_the_refined_recipe_has_what_was_kept(refined: tuple[Path, list[dict]]) 
 
 def test_what_proves_better_is_kept_and_goes_on_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_recipe(tmp_path, RECIPE)
-    monkeypatch.setattr(module, "difference", lambda ours, theirs: (0.1, 0.2))
-    history = refine(load_recipe(path, ["refine.rounds=2", "seeds=[0]"]), command="")
+    monkeypatch.setattr(module, "beyond_chance", lambda *_, **__: (0.1, 0.2))
+    history, _ = refine(load_recipe(path, ["refine.rounds=2"]), command="")
     assert [entry.change for entry in history[1:]] == ["twice the rank where most is to gain"] * 2
     assert history[0].trained < history[1].trained < history[2].trained
-    last = reopen(next((tmp_path / "out" / "refine").glob(f"{TechniqueSpec.parse(history[2].entry).slug}-s0")))
-    assert sorted({method.rank for method in last.adapter.methods}) in ([2, 4, 8], [2, 8], [2, 4])
+    ranks = [sum(r * n for r, n in ranks_of(tmp_path, entry.entry).items()) for entry in history]
+    assert ranks[0] == 2 * 8
+    assert ranks[1] == ranks[0] + 2 * 3  # of eight layers a third, which is three, has twice the rank
+    assert ranks[1] < ranks[2]
+
+
+def ranks_of(folder: Path, entry: Any) -> dict[int, int]:
+    """How many layers of a finished run have each rank."""
+    adapter = reopen(folder / "out" / "refine" / f"{TechniqueSpec.parse(entry).slug}-s0").adapter
+    counts: dict[int, int] = {}
+    for method, places in zip(adapter.methods, adapter.places, strict=True):
+        counts[method.rank] = counts.get(method.rank, 0) + len(places)
+    return counts
 
 
 def layer(name: str, share: float) -> Sensitivity:
@@ -99,3 +110,25 @@ def test_a_technique_without_ranks_is_refused(tmp_path: Path) -> None:
     path = save_recipe(tmp_path, RECIPE)
     with pytest.raises(UserError, match="refine changes ranks and layers, which Head only does not have"):
         refine(load_recipe(path, ["technique=head"]), command="")
+    with pytest.raises(UserError, match="is a single one, and says nothing about chance"):
+        refine(load_recipe(path, ["seeds=[0]"]), command="")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_entry_says_beside_ranks_and_layers_stays(tmp_path: Path) -> None:
+    like = TechniqueSpec.parse(
+        {
+            "name": "rslora",
+            "rank": 4,
+            "alpha": 3.0,
+            "layers": "last:1",
+            "learning_rate": 0.02,
+            "head_learning_rate": 0.03,
+        }
+    )
+    first, second = technique_of(LAYERS, {"a": 4, "b": 8}, like=like)
+    assert first == {
+        **{"name": "rslora", "rank": 4, "alpha": 3.0, "learning_rate": 0.02, "head_learning_rate": 0.03},
+        "targets": first["targets"],
+    }
+    assert (second["rank"], second["alpha"]) == (8, 3.0)

@@ -10,7 +10,7 @@ import pytest
 from smidgen.errors import UserError
 from smidgen.process.finding import Finding
 from smidgen.process.recipe import load_recipe
-from smidgen.process.steps import STEPS, take_steps
+from smidgen.process.steps import take_steps
 from tests.process.tiny import WORDS, save_recipe
 
 pytestmark = pytest.mark.usefixtures("runs_here")
@@ -43,12 +43,14 @@ def save(folder: Path, text: str) -> Path:
 def taken(runs_here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Finding]]:
     path = save(tmp_path_factory.mktemp("steps"), RECIPE + PRETRAINING)
     path.write_text(path.read_text().replace("model: ./model", "model: ./out/pretraining/model", 1))
-    return path, take_steps(load_recipe(path), command="smidgen process recipe.yaml")
+    found, failures = take_steps(load_recipe(path), command="smidgen process recipe.yaml")
+    assert not failures
+    return path, found
 
 
 def test_every_step_has_its_section(taken: tuple[Path, dict[str, Finding]]) -> None:
     path, found = taken
-    assert tuple(found) == STEPS
+    assert list(found) == ["pre-training", "data", "identification", "subset", "fine-tuning", "refinement"]
     page = (path.parent / "out" / "process.html").read_text()
     for step, own in found.items():
         assert f'<h2 id="{step}">{own.title}</h2>' in page
@@ -58,7 +60,8 @@ def test_every_step_has_its_section(taken: tuple[Path, dict[str, Finding]]) -> N
 def test_each_step_works_on_what_the_one_before_has_made(taken: tuple[Path, dict[str, Finding]]) -> None:
     path, found = taken
     output = path.parent / "out"
-    assert json.loads((output / "pretraining/metrics.json").read_text())["before"]["perplexity"] > 1
+    metrics = json.loads((output / "pretraining/metrics.json").read_text())
+    assert metrics["after"]["perplexity"] < metrics["before"]["perplexity"]
     refined = load_recipe(output / "refined.yaml")
     assert refined.model == str(output / "pretraining" / "model")
     assert refined.data.train == str(output / "splits" / "train.jsonl")
@@ -75,14 +78,14 @@ def test_what_is_done_is_kept(taken: tuple[Path, dict[str, Finding]]) -> None:
     path, found = taken
     output = path.parent / "out"
     before = {file: file.stat().st_mtime_ns for file in output.rglob("metrics.json")}
-    again = take_steps(load_recipe(path), command="smidgen process recipe.yaml")
+    again, _ = take_steps(load_recipe(path), command="smidgen process recipe.yaml")
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert {step: own.answer for step, own in again.items()} == {step: own.answer for step, own in found.items()}
 
 
 def test_a_model_that_is_there_needs_no_pretraining_and_no_budget(tmp_path: Path) -> None:
     path = save(tmp_path, RECIPE.replace("identify: {budget: 1k}\n", "technique: {name: lora, rank: 2}\n"))
-    found = take_steps(load_recipe(path), command="")
+    found, _ = take_steps(load_recipe(path), command="")
     assert "which is pre-trained" in found["pre-training"].answer
     assert "LoRA is the recipe's" in found["subset"].answer
     assert load_recipe(tmp_path / "out" / "refined.yaml").technique.name.startswith("lora")
@@ -98,3 +101,17 @@ def test_a_mistake_in_the_pretraining_is_named_with_the_others(tmp_path: Path) -
     path = save(tmp_path, RECIPE + PRETRAINING.replace("length: 16", "lenght: 16"))
     with pytest.raises(UserError, match=r"pretrain\.corpus\.lenght"):
         load_recipe(path)
+
+
+def test_what_a_later_step_would_refuse_is_refused_first(tmp_path: Path) -> None:
+    path = save(tmp_path, RECIPE)
+    with pytest.raises(UserError, match="says nothing about chance"):
+        take_steps(load_recipe(path, ["seeds=[0]"]), command="")
+    with pytest.raises(UserError, match="refine changes ranks and layers"):
+        take_steps(load_recipe(path, ["identify={}", "technique=head"]), command="")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_data_than_those_of_the_kept_splits_are_refused(taken: tuple[Path, dict[str, Finding]]) -> None:
+    with pytest.raises(UserError, match="holds splits of other data"):
+        take_steps(load_recipe(taken[0], ["data.seed=1"]), command="")

@@ -19,7 +19,7 @@ from tests.process.tiny import save_recipe, save_rows
 
 RECIPE = """\
 training: {epochs: 2, batch_size: 8, learning_rate: 0.01, head_learning_rate: 0.01}
-compare: [full, lora, pfeiffer]
+compare: [full, lora]
 seeds: [0, 1]
 study:
   sizes: [8]
@@ -29,6 +29,9 @@ study:
     other: {train: other.csv}
     third: {train: third.csv}
 """
+
+
+PORTABLE = ["compare=[full, lora, pfeiffer]", "study.sizes=[]"]
 
 
 def save(folder: Path, text: str = RECIPE, **kind: bool) -> Path:
@@ -47,7 +50,8 @@ def studied(runs_here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     path = save(tmp_path_factory.mktemp("study"))
     found = {}
     for promise in STUDIES:
-        found[promise], failures = study(load_recipe(path), promise, command=f"smidgen study {promise}")
+        changes = PORTABLE if promise == "portability" else []
+        found[promise], failures = study(load_recipe(path, changes), promise, command=f"smidgen study {promise}")
         assert not failures
     return path.parent / "out", found
 
@@ -67,6 +71,14 @@ def test_every_study_answers_in_words_with_a_table_and_a_chart(studied: tuple[Pa
         assert f'id="{promise}"' in page
         assert json.loads((output / "study" / f"{promise}.json").read_text())["answer"] == finding.answer
     assert "http" not in page.split("<body>")[1].replace("http://www.w3.org/2000/svg", "")
+
+
+def test_all_findings_of_a_page_say_which_recipe_they_are_of(studied: tuple[Path, dict[str, Finding]]) -> None:
+    output, _ = studied
+    written = json.loads((output / "study" / "cost.json").read_text())
+    assert {"created", "smidgen", "command", "recipe", "failures"} <= written.keys()
+    page = (output / "study.html").read_text()
+    assert page.count("Measured with another recipe") == len(STUDIES) - 1  # the last one has another
 
 
 def test_parity_pairs_the_seeds(studied: tuple[Path, dict[str, Finding]]) -> None:
@@ -113,7 +125,6 @@ def test_forgetting_scores_earlier_tasks_with_their_own_heads(studied: tuple[Pat
     assert {row["technique"]: row["untouched"] for row in found["forgetting"].rows} == {
         "full": False,
         "lora": True,
-        "pfeiffer": True,
     }
 
 
@@ -125,14 +136,15 @@ def test_an_adapter_carries_over_in_every_way_that_it_can(studied: tuple[Path, d
         *("pfeiffer", "pfeiffer-from-other", "pfeiffer-from-third", "pfeiffer-mean", "pfeiffer-fusion"),
     }
     anew = [row["scores"] for row in found["portability"].rows if row["technique"] == "lora"]
-    assert anew == [row["scores"] for row in found["little-data"].rows if row["technique"] == "lora"]
+    assert anew == [row["scores"] for row in found["parity"].rows if row["technique"] == "lora"]
 
 
 def test_a_study_measures_nothing_twice(studied: tuple[Path, dict[str, Finding]]) -> None:
     output, found = studied
     files = {file: file.stat().st_mtime_ns for file in output.glob("*/*/metrics.json")}
     told: list[str] = []
-    again, _ = study(load_recipe(output.parent / "recipe.yaml"), "portability", command="", tell=told.append)
+    recipe = load_recipe(output.parent / "recipe.yaml", PORTABLE)
+    again, _ = study(recipe, "portability", command="", tell=told.append)
     assert again == found["portability"]
     assert {file: file.stat().st_mtime_ns for file in files} == files
     assert not any(" of " in line and "accuracy" in line for line in told)
@@ -141,7 +153,7 @@ def test_a_study_measures_nothing_twice(studied: tuple[Path, dict[str, Finding]]
 def test_two_processes_cannot_study_one_recipe(tmp_path: Path) -> None:
     path = save(tmp_path)
     (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(UserError, match="is running in .* already"):
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(UserError, match="Another smidgen is at work in"):
         study(load_recipe(path), "parity", command="")
 
 
@@ -184,19 +196,28 @@ def test_forgetting_of_a_generating_model_is_the_loss_of_general_text(tmp_path: 
     text = "training: {epochs: 1, batch_size: 8, learning_rate: 0.01}\ncompare: [full, lora]\n"
     path = save_recipe(tmp_path, text, decoder=True)
     (tmp_path / "general.txt").write_text("the day is good and the train was poor " * 400)
-    with pytest.raises(UserError, match=r"probe\.text"):
+    with pytest.raises(UserError, match="probe is not given"):
         study(load_recipe(path), "forgetting", command="")
-    probe = ["probe={text: general.txt, rise: 100.0, length: 16}"]
+    probe = ["probe={text: general.txt, rise: 0.0001, length: 16}"]
     found, failures = study(load_recipe(path, probe), "forgetting", command="")
     assert not failures
-    probes = {name: metrics(tmp_path / f"out/runs/{name}-s0")["probe"] for name in ("full", "lora")}
+    probes = {name: metrics(tmp_path / f"out/unguarded/{name}-s0")["probe"] for name in ("full", "lora")}
     assert [(row["before"], row["after"]) for row in found.rows] == [
         (probe["before"], [probe["after"]]) for probe in probes.values()
     ]
 
 
+def test_finished_runs_of_another_recipe_are_not_lost(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    study(load_recipe(path, ["seeds=[0, 1]", "compare=[full, lora]"]), "parity", command="")
+    before = {file: file.read_bytes() for file in (tmp_path / "out" / "runs").glob("*/metrics.json")}
+    with pytest.raises(UserError, match="holds finished runs of another recipe .* runs/full-s0 and 3 more"):
+        study(load_recipe(path, ["training.epochs=1", "compare=[full, lora]"]), "parity", command="")
+    assert {file: file.read_bytes() for file in before} == before
+
+
 def test_a_technique_that_fails_is_named_and_the_others_stay(tmp_path: Path) -> None:
-    path = save(tmp_path, RECIPE.replace("pfeiffer]", "{name: lora, targets: nowhere}]"))
+    path = save(tmp_path, RECIPE.replace("lora]", "lora, {name: lora, targets: nowhere}]"))
     found, failures = study(load_recipe(path), "parity", command="")
     assert [row["technique"] for row in found.rows] == ["lora"]
     assert any("nowhere" in error for error in failures.values())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from smidgen import storage
+from smidgen import files, manifest, storage
 from smidgen.delta import Delta, Method, cast
 from smidgen.errors import UserError
 from smidgen.methods.bottleneck import NONLINEARITIES, BottleneckDelta
@@ -84,6 +84,11 @@ class AdapterFusion(Method):
             for member in self.members
         ]
         return dataclasses.replace(self, adapters=", ".join(members))
+
+    def contents(self) -> dict[str, str]:
+        """The hashes of its adapters, as their folders have them."""
+        held = [Path(member) / manifest.FILE for member in self.members]
+        return {"adapters": ", ".join(files.sha256(path) if path.is_file() else str(path.parent) for path in held)}
 
     def places(self, model: PreTrainedModel) -> list[Place]:
         """Every block."""

@@ -15,18 +15,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smidgen import files, manifest
 from smidgen.errors import UserError
 from smidgen.process import finding
 from smidgen.process.candidates import candidates
 from smidgen.process.data import load_data
 from smidgen.process.finding import Chart, Finding, Line, Point
-from smidgen.process.job import reopen
 from smidgen.process.log import check_tracker
 from smidgen.process.recipe import Recipe
-from smidgen.process.runs import POLL_SECONDS, Run
+from smidgen.process.runs import POLL_SECONDS
 from smidgen.process.search import FACTOR, RUNGS, Search, alive
 from smidgen.process.technique import TechniqueSpec
+from smidgen.process.tested import test_scores
 from smidgen.process.trainer import Tell, Trainer
 from smidgen.report import numbers
 from smidgen.report.findings import write_findings
@@ -34,6 +33,9 @@ from smidgen.report.numbers import metric_named
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
+
+
+STATES = {"complete": "came to the end", "pruned": "others were better", "fail": "failed", "running": "at work"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Choice:
         trained: how many parameters.
         seconds: that all trials took, in training.
         tried: entries, of which most ended early.
+        tests: how many entries were scored on the test split: one, unless a search went on to another choice.
+        failures: what went wrong, by entry.
     """
 
     entry: Any
@@ -55,6 +59,8 @@ class Choice:
     trained: int
     seconds: float
     tried: int
+    tests: int
+    failures: dict[str, str]
 
     def sentences(self, metric_name: str) -> list[str]:
         """The choice in words."""
@@ -62,7 +68,8 @@ class Choice:
         return [
             f"Use {words_of(self.entry)}: it trains {numbers.count(self.trained)} parameters.",
             f"Validation {metric.word} {metric.score(self.validation)}{metric.unit}, "
-            f"test {metric.word} {metric.score(self.test[metric_name])}{metric.unit}, which was looked at once.",
+            f"test {metric.word} {metric.score(self.test[metric_name])}{metric.unit}, which was looked at "
+            + ("once." if self.tests == 1 else f"for {self.tests} choices, as the search went on."),
             f"{self.tried} entries were tried in {numbers.duration(self.seconds)} of training.",
         ]
 
@@ -83,16 +90,22 @@ def choose(recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = lambd
     """
     check_tracker(recipe.training)
     data = load_data(recipe.data, recipe.task)
+    if recipe.choose.trials < len(recipe.compare):
+        raise UserError(
+            f"choose.trials={recipe.choose.trials} is below the {len(recipe.compare)} entries of compare, each of "
+            "which is tried once at least."
+        )
     space = candidates(recipe, data)
     folder = Path(recipe.output) / "choose"
     folder.mkdir(parents=True, exist_ok=True)
     with alive(folder) as process:
         trainer = Trainer(recipe, command=command, at_once=at_once, tell=tell)
         search = Search(recipe, data, space, folder, process, trainer)
-        while width := search.width():
-            search.round(width)
-        while search.is_worked_on():  # by others, whose entries count
-            time.sleep(POLL_SECONDS)
+        while (going := search.begin()) or search.is_worked_on():  # by others, whose entries count
+            if going:
+                search.go(going)
+            else:
+                time.sleep(POLL_SECONDS)
         return _end(search)
 
 
@@ -105,8 +118,8 @@ def _end(search: Search) -> Choice:
         raise UserError(_nothing(search))
     trained = {trial.number: int(trial.user_attrs.get("trained", 0)) for trial in trials}
     number = _winner(complete, trained, recipe)
-    entry = next(trial.user_attrs["entry"] for trial in trials if trial.number == number)
-    test = _tested(search.run(TechniqueSpec.parse(entry), RUNGS - 1))
+    entry, folder = next((t.user_attrs["entry"], t.user_attrs["folder"]) for t in trials if t.number == number)
+    test = test_scores(search.run(TechniqueSpec.parse(entry), RUNGS - 1, folder).folder)
     choice = Choice(
         entry=entry,
         validation=complete[number],
@@ -114,16 +127,13 @@ def _end(search: Search) -> Choice:
         trained=trained[number],
         seconds=sum(trial.user_attrs.get("seconds", 0.0) for trial in trials),
         tried=sum("entry" in trial.user_attrs for trial in trials),
+        tests=len(list(search.folder.glob("*/test.json"))),
+        failures={words_of(t.user_attrs["entry"]): t.user_attrs["error"] for t in trials if "error" in t.user_attrs},
     )
     output = Path(recipe.output)
     chosen = {"technique": TechniqueSpec.parse(entry), "output": str(output / "chosen")}
     recipe.model_copy(update=chosen).save(output / "chosen.yaml")
-    about = {
-        "command": search.trainer.command,
-        "recipe": recipe.written(),
-        "failures": search.trainer.failures,
-        "choice": dataclasses.asdict(choice),
-    }
+    about = {**finding.about(recipe, search.trainer.command, choice.failures), "choice": dataclasses.asdict(choice)}
     found = _finding(choice, trials, recipe.metric)
     finding.write(found, about, output / "choose.json")
     write_findings({"choose": (found, about)}, recipe, output / "choose.html", what="Which technique?")
@@ -132,14 +142,14 @@ def _end(search: Search) -> Choice:
 
 def _finding(choice: Choice, trials: Sequence[FrozenTrial], metric_name: str) -> Finding:
     metric, rows = metric_named(metric_name), [_told(trial) for trial in trials]
-    tried = [row for row in rows if row["validation"]]
+    tried = [row for row in rows if row["entry"] is not None]
     sign = 1 if metric.lower_is_better else -1
-    tried.sort(key=lambda row: (-len(row["validation"]), sign * row["validation"][-1]))
+    tried.sort(key=lambda row: (-len(row["validation"]), sign * (row["validation"] or [0.0])[-1]))
     parts = [numbers.percent(1 / FACTOR**rung) for rung in reversed(range(RUNGS))]
     return Finding(
         title="What was chosen",
         answer=" ".join(choice.sentences(metric_name)),
-        headings=("Entry", *(f"{part} of the steps" for part in parts), "Trained", "Time"),
+        headings=("Entry", *(f"{part} of the steps" for part in parts), "Trained", "Time", "What became of it"),
         table=[
             (
                 words_of(row["entry"]),
@@ -147,6 +157,7 @@ def _finding(choice: Choice, trials: Sequence[FrozenTrial], metric_name: str) ->
                 *("" for _ in range(RUNGS - len(row["validation"]))),
                 numbers.count(row["trained"]),
                 numbers.duration(row["seconds"]),
+                "chosen" if row["entry"] == choice.entry else row["error"] or STATES.get(row["state"], row["state"]),
             )
             for row in tried
         ],
@@ -156,6 +167,7 @@ def _finding(choice: Choice, trials: Sequence[FrozenTrial], metric_name: str) ->
             across="Part of the steps, %",
             up=metric.heading,
             is_logarithmic=True,
+            shortest=metric.shortest_axis,
             lines=[
                 Line(
                     words_of(row["entry"]),
@@ -199,28 +211,21 @@ def _winner(scores: Mapping[int, float], trained: Mapping[int, int], recipe: Rec
     return min(near, key=lambda number: (trained[number], losses[number]))
 
 
-def _tested(run: Run) -> dict[str, Any]:
-    """The test scores of the chosen run, which are measured once."""
-    path = run.folder / "test.json"
-    adapter = files.sha256(run.folder / "adapter" / manifest.FILE)
-    kept: dict[str, Any] = files.read_json(path) if path.is_file() else {}
-    if kept.get("adapter") != adapter:
-        kept = {"adapter": adapter, "test": reopen(run.folder).evaluate()}
-        files.write_json(path, kept)
-    return dict(kept["test"])
-
-
 def _nothing(search: Search) -> str:
     """Why no entry came to the end."""
-    known = [trial.user_attrs for trial in search.trials() if "memory" in trial.user_attrs]
-    if known:
-        least = min(known, key=lambda found: found["memory"])
+    failed = [trial.user_attrs for trial in search.trials() if "error" in trial.user_attrs]
+    most = search.recipe.choose.memory
+    too_large = [own for own in failed if most is not None and own.get("memory", 0) > most]
+    if too_large and len(too_large) == len(failed):
+        least = min(too_large, key=lambda own: own["memory"])
         return (
-            f"choose.memory={search.recipe.choose.memory} is met by nothing in compare. The least was "
-            f"{least['memory']:,} bytes, of {least['entry']}. Allow more, or lower training.micro_batch_size."
+            f"choose.memory={most} is met by nothing in compare. The least was {least['memory']:,} bytes, of "
+            f"{words_of(least['entry'])}. Allow more, or lower training.micro_batch_size."
         )
-    errors = "; ".join(f"{run}: {error}" for run, error in search.trainer.failures.items())
-    return f"No entry came to the end. {errors or 'Allow more trials or minutes.'}"
+    errors = "\n".join(f"  {words_of(own['entry'])}: {own['error']}" for own in failed)
+    return (
+        f"No entry came to the end.\n{errors}" if failed else "No entry came to the end. Allow more trials or minutes."
+    )
 
 
 def _told(trial: FrozenTrial) -> dict[str, Any]:
@@ -230,4 +235,5 @@ def _told(trial: FrozenTrial) -> dict[str, Any]:
         "validation": list(trial.intermediate_values.values()),
         "trained": trial.user_attrs.get("trained"),
         "seconds": trial.user_attrs.get("seconds"),
+        "error": trial.user_attrs.get("error"),
     }

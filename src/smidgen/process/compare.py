@@ -55,7 +55,7 @@ def compare(recipe: Recipe, *, command: str, at_once: int = 1, watch: Watch | No
         Interrupted: Ctrl-C; the message says how to go on.
     """
     check_tracker(recipe.training)
-    with only_one(Path(recipe.output), "A comparison or a study"):
+    with only_one(Path(recipe.output)):
         return _compare(recipe, command=command, at_once=at_once, watch=watch)
 
 
@@ -104,7 +104,7 @@ def _compare(recipe: Recipe, *, command: str, at_once: int, watch: Watch | None)
     for spec in recipe.compare:
         settle(spec)
     tell()
-    stopped = execute(missing, at_once=at_once, ended=ended, watch=look)
+    stopped = execute(missing, at_once=at_once, ended=ended, watch=look, skip_after_failure=True)
     if stopped:
         names = ", ".join(dict.fromkeys(run.spec.name for run in stopped))
         raise Interrupted(

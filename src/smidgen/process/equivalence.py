@@ -24,11 +24,11 @@ class Equivalence(NamedTuple):
 
     Attributes:
         difference: the mean of ours less theirs.
-        low: the lower end of its 90 % interval, by Student's t: what lies within the margin passes both tests at 5 %.
+        low: the lower end of its interval, by Student's t: what lies within the margin passes both tests.
         high: the upper end.
         p: the larger of the two tests' p-values.
         deviation: the standard deviation of the seeds' differences.
-        seeds_needed: how many give a chance of 80 % to show that two equal ways are the same.
+        seeds_needed: how many give a chance of 80 % to pass both tests at their level, if the two are equal.
     """
 
     difference: float
@@ -39,12 +39,17 @@ class Equivalence(NamedTuple):
     seeds_needed: int
 
 
-def equivalence(differences: Sequence[float], margin: float) -> Equivalence:
+def equivalence(
+    differences: Sequence[float], margin: float, *, level: float = SIGNIFICANT, least: float = 0.0
+) -> Equivalence:
     """Test whether the mean of paired differences lies within the margin.
 
     Args:
         differences: of each seed, ours less theirs.
         margin: the largest difference that does not count; above 0.
+        level: of each of the two tests; that of one among several techniques is smaller.
+        least: the smallest deviation that is believed, such as one test row's: equal differences of two seeds are no
+            certainty.
 
     Raises:
         ValueError: there are fewer than two seeds, so that nothing is known about chance.
@@ -54,29 +59,30 @@ def equivalence(differences: Sequence[float], margin: float) -> Equivalence:
     seeds = len(differences)
     if seeds < 2:
         raise ValueError(f"Two seeds at least are needed to know about chance, got {seeds}.")
-    mean, deviation = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    mean, deviation = float(np.mean(differences)), max(least, float(np.std(differences, ddof=1)))
     error = deviation / math.sqrt(seeds)
     if error:
-        half = float(t.ppf(1 - SIGNIFICANT, seeds - 1)) * error
+        half = float(t.ppf(1 - level, seeds - 1)) * error
         p = float(t.sf((margin - abs(mean)) / error, seeds - 1))
     else:
         half, p = 0.0, float(abs(mean) >= margin)
-    return Equivalence(mean, mean - half, mean + half, p, deviation, seeds_needed(deviation / margin))
+    return Equivalence(mean, mean - half, mean + half, p, deviation, seeds_needed(deviation / margin, level))
 
 
-def seeds_needed(ratio: float) -> int:
+def seeds_needed(ratio: float, level: float = SIGNIFICANT) -> int:
     """The fewest seeds with which two equal ways are shown to be the same in 80 % of studies.
 
     Args:
         ratio: of the paired differences' standard deviation to the margin.
+        level: of each test.
     """
     seeds = 2
-    while power(ratio, seeds) < POWER:
+    while power(ratio, seeds, level) < POWER:
         seeds += 1 + seeds // 50  # to 2 % where there are many
     return seeds
 
 
-def power(ratio: float, seeds: int) -> float:
+def power(ratio: float, seeds: int, level: float = SIGNIFICANT) -> float:
     """The chance that both tests pass when the two are equal.
 
     The deviation that a study finds varies as the root of a chi-square over its degrees of freedom; given that, the
@@ -88,7 +94,7 @@ def power(ratio: float, seeds: int) -> float:
         return 1.0
     freedom = seeds - 1
     found = ratio * np.sqrt(chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, freedom) / freedom)
-    left = 1 - t.ppf(1 - SIGNIFICANT, freedom) * found / math.sqrt(seeds)
+    left = 1 - t.ppf(1 - level, freedom) * found / math.sqrt(seeds)
     within = 2 * norm.cdf(np.maximum(left, 0) * math.sqrt(seeds) / ratio) - 1
     return float(within.mean())
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from smidgen import files
+from smidgen import __version__, files
 from smidgen.errors import UserError
+from smidgen.process.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Chart:
         lines: what is drawn.
         is_logarithmic: whether equal distances across are equal ratios.
         marks: values to draw a line at, such as the ends of a margin.
+        shortest: the least that the vertical axis spans, so that a small difference does not look like a mountain.
     """
 
     kind: Literal["lines", "intervals"]
@@ -57,6 +60,7 @@ class Chart:
     lines: Sequence[Line]
     is_logarithmic: bool = False
     marks: Sequence[float] = ()
+    shortest: float = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,17 @@ class Finding:
 def write(found: Finding, about: Mapping[str, Any], path: Path) -> None:
     """Write a finding, and what it is about, as JSON, atomically."""
     files.write_json(path, {**about, **dataclasses.asdict(found)})
+
+
+def about(recipe: Recipe, command: str, failures: Mapping[str, str]) -> dict[str, Any]:
+    """What a finding is about: when and how it was made, and what went wrong."""
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "smidgen": __version__,
+        "command": command,
+        "recipe": recipe.written(),
+        "failures": dict(failures),
+    }
 
 
 def read(path: Path) -> tuple[Finding, dict[str, Any]]:

@@ -25,12 +25,13 @@ from torch import Tensor
 
 from smidgen import targets
 from smidgen.errors import UserError
+from smidgen.methods import LoRA
 from smidgen.process.batches import WholeEpochs
 from smidgen.process.encoding import pad_id
 from smidgen.process.job import Job, prepare, reopen
 from smidgen.process.optimizer import make_optimizer
 from smidgen.process.recipe import Recipe
-from smidgen.process.technique import Part, TechniqueSpec
+from smidgen.process.technique import TechniqueSpec
 from smidgen.process.train import backward
 from smidgen.report.numbers import duration
 
@@ -244,26 +245,30 @@ def allotted(found: Sequence[Sensitivity], recipe: Recipe, budget: str) -> Ranks
     return allot(found, numbers_in(budget)) if seconds is None else allot_time(found, recipe, seconds)
 
 
-def technique_of(found: Sequence[Sensitivity], ranks: Ranks, *, like: Part | None = None) -> list[dict[str, Any]]:
+def technique_of(
+    found: Sequence[Sensitivity], ranks: Ranks, *, like: TechniqueSpec | None = None
+) -> list[dict[str, Any]]:
     """A recipe's technique with these ranks: one entry for each rank, at the layers that have it.
 
     Args:
         found: the layers.
         ranks: of each.
-        like: the entry whose technique, other options and scale they have; None: LoRA at its defaults.
+        like: the entry whose technique, options and rates they have but for layers; None: LoRA, its scale that of its
+            defaults.
     """
-    like = like or Part("lora", {})
-    method: Any = like.method()
+    options = {"name": "lora"} if like is None else like.parts[0].written()
+    options.pop("layers", None)
+    scale = LoRA().alpha / LoRA().rank
     layers: dict[int, dict[tuple[str, str], list[str]]] = defaultdict(lambda: defaultdict(list))
     for layer in found:
         stack, _, number = layer.block.rpartition(".")
         if rank := ranks.get(layer.place, 0):
             layers[rank][stack, layer.kind].append(number)
-    return [
+    entries: list[dict[str, Any]] = [
         {
-            **like.written(),
+            **options,
             "rank": rank,
-            **({"alpha": method.alpha / method.rank * rank} if hasattr(method, "alpha") else {}),
+            **({"alpha": scale * rank} if like is None else {}),
             "targets": "|".join(
                 rf"{re.escape(stack)}\.({'|'.join(numbers)})\.{re.escape(kind)}"
                 for (stack, kind), numbers in layers[rank].items()
@@ -271,3 +276,6 @@ def technique_of(found: Sequence[Sensitivity], ranks: Ranks, *, like: Part | Non
         }
         for rank in sorted(layers)
     ]
+    if like is not None and like.head_learning_rate is not None:
+        entries[0]["head_learning_rate"] = like.head_learning_rate
+    return entries

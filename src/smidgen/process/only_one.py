@@ -11,14 +11,13 @@ from smidgen.process.parallel import this_process
 
 
 @contextlib.contextmanager
-def only_one(folder: Path, what: str) -> Iterator[None]:
+def only_one(folder: Path) -> Iterator[None]:
     """Inside, no other process may write the same results; the lock ends with the process, however it ends.
 
     Of several that train together the first holds it for all.
 
     Args:
         folder: where the results go; it is made if it is not there.
-        what: runs, such as "A comparison".
 
     Raises:
         UserError: another process is inside.
@@ -37,7 +36,7 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
             finally:
                 lock.unlink()  # within: whoever waits for it would find it gone, and nobody waits
     except Timeout as error:
-        raise UserError(f"{what} is running in {folder} already. Wait for it, or give another output.") from error
+        raise UserError(f"Another smidgen is at work in {folder}. Wait for it, or give another output.") from error
     finally:
         with contextlib.suppress(OSError):  # it holds something
             folder.rmdir()

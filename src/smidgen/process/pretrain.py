@@ -122,7 +122,7 @@ def pretrain(
         UserError: as `prepare` and `run`.
         Interrupted: Ctrl-C; a checkpoint was saved.
     """
-    with only_one(Path(recipe.output), "A pre-training"):
+    with only_one(Path(recipe.output)):
         job = prepare(recipe, resume=resume)
         tell(job)
         return run(job, resume=resume, quiet=quiet)

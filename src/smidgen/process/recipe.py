@@ -153,7 +153,7 @@ class StudyConfig(Section):
     """
 
     sizes: Sizes = (16, 64, 256, 1024)
-    draws: Count = 3
+    draws: Count = 5
     steps: Count = 300
     margin: Positive = 0.01
     tasks: dict[Name, DataConfig] = Field(default_factory=dict)

@@ -1,8 +1,9 @@
 """Refinement: rounds that change which layers are trained and at what rank, kept only where they prove better.
 
 Each round makes one change to the subset that is trained, led by what the layers still have to gain with the present
-adapter (`identify`), and trains it anew with every seed. It is kept if the 95 % interval of the paired difference on
-the validation rows, over rows and seeds, leaves out 0. The test split is scored for the first and the last, at the end.
+adapter (`identify`), and trains it anew with every seed. It is kept if the interval of the paired difference on the
+validation rows leaves out 0, over rows and over seeds, at a level at which one of all rounds would by chance in 5 % of
+refinements. The test split is scored for the first and the last, at the end.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from smidgen import files
 from smidgen.errors import UserError
 from smidgen.process import finding
 from smidgen.process.data import load_data
@@ -26,8 +26,10 @@ from smidgen.process.log import check_tracker
 from smidgen.process.only_one import only_one
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Metrics, Run
-from smidgen.process.statistics import difference, per_row
+from smidgen.process.statistics import beyond_chance
+from smidgen.process.studies.words import several_seeds
 from smidgen.process.technique import TechniqueSpec
+from smidgen.process.tested import test_scores
 from smidgen.process.trainer import Tell, Trainer
 from smidgen.report.findings import write_findings
 from smidgen.report.numbers import count, metric_named
@@ -46,7 +48,7 @@ class Round:
         trained: how many parameters.
         score: the seeds' mean on the validation rows.
         difference: to what was kept before; None for the start.
-        interval: its 95 % interval.
+        interval: the one that must leave out 0.
         kept: whether it is better beyond chance.
     """
 
@@ -59,7 +61,9 @@ class Round:
     kept: bool = True
 
 
-def refine(recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = lambda line: None) -> list[Round]:
+def refine(
+    recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = lambda line: None
+) -> tuple[list[Round], dict[str, str]]:
     """Refine a recipe's technique, and write refine.json and refined.yaml.
 
     Args:
@@ -69,15 +73,17 @@ def refine(recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = lambd
         tell: hears of each run that ended.
 
     Returns:
-        The history, the start first.
+        The history, the start first; and what went wrong with runs that failed, by their folders.
 
     Raises:
         UserError: the technique has no ranks, or the start cannot be trained.
         Interrupted: Ctrl-C; what is finished is kept.
     """
     check_tracker(recipe.training)
+    several_seeds(recipe)
+    check_refinable(recipe.technique)
     output = Path(recipe.output)
-    with only_one(output, "A refinement"):
+    with only_one(output):
         load_data(recipe.data, recipe.task)
         trainer = Trainer(recipe, command=command, at_once=at_once, tell=tell)
         history = _rounds(recipe, trainer)
@@ -86,10 +92,10 @@ def refine(recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = lambd
         recipe.model_copy(update={"technique": spec, "output": str(output / "refined")}).save(output / "refined.yaml")
         tests = {name: _tested(recipe, entry) for name, entry in (("before", history[0]), ("after", last))}
         found = _finding(recipe, history, tests)
-        about = {"command": command, "recipe": recipe.written(), "tests": tests, "failures": trainer.failures}
+        about = {**finding.about(recipe, command, trainer.failures), "tests": tests}
         finding.write(found, about, output / "refine.json")
         write_findings({"refine": (found, about)}, recipe, output / "refine.html", what="Which layers?")
-    return history
+    return history, trainer.failures
 
 
 def _rounds(recipe: Recipe, trainer: Trainer) -> list[Round]:
@@ -108,12 +114,12 @@ def _rounds(recipe: Recipe, trainer: Trainer) -> list[Round]:
         changed = CHANGES[name](ranks, sensitivities)
         if changed is None or changed == ranks:
             continue
-        entry = TechniqueSpec.parse(technique_of(sensitivities, changed, like=recipe.technique.parts[0]))
+        entry = TechniqueSpec.parse(technique_of(sensitivities, changed, like=recipe.technique))
         results = [metrics for metrics in trainer.train(_runs(recipe, entry)) if metrics is not None]
         if len(results) < len(recipe.seeds):
             continue
-        ours, theirs = (per_row([metrics["validation"] for metrics in found]) for found in (results, best))
-        low, high = difference(ours, theirs)
+        ours, theirs = ([metrics["validation"] for metrics in found] for found in (results, best))
+        low, high = beyond_chance(ours, theirs, recipe.metric, level=1 - 0.05 / recipe.refine.rounds)
         kept = high < 0 if metric.lower_is_better else low > 0
         score = _mean(results, recipe)
         more = score - _mean(best, recipe)
@@ -138,16 +144,25 @@ def _mean(found: Sequence[Metrics], recipe: Recipe) -> float:
 def _ranks_of(recipe: Recipe) -> Ranks:
     """The rank of every layer that the technique trains, from its first run."""
     adapter = reopen(_runs(recipe, recipe.technique)[0].folder).adapter
-    ranks: Ranks = {}
-    for method, places in zip(adapter.methods, adapter.places, strict=True):
-        if not hasattr(method, "rank") or not hasattr(method, "targets") or method.name != adapter.methods[0].name:
-            raise UserError(
-                f"technique={recipe.technique.name}: refine changes ranks and layers, which {method.title} does not "
-                "have or shares with another technique. Start from lora, dora, rslora, or another with a rank and "
-                "targets."
-            )
-        ranks |= {place.name: method.rank for place in places}
-    return ranks
+    return {
+        place.name: getattr(method, "rank", 0)
+        for method, places in zip(adapter.methods, adapter.places, strict=True)
+        for place in places
+    }
+
+
+def check_refinable(spec: TechniqueSpec) -> None:
+    """Raise a UserError unless a technique has ranks and targets to change.
+
+    Args:
+        spec: one technique, or several entries of the same.
+    """
+    methods = spec.methods()
+    if any(not hasattr(own, "rank") or not hasattr(own, "targets") or own.name != methods[0].name for own in methods):
+        raise UserError(
+            f"technique={spec.name}: refine changes ranks and layers, which {methods[0].title} does not have, or "
+            "shares with another technique. Start from lora, dora, rslora, or another with a rank and targets."
+        )
 
 
 def _most(layers: Sequence[Sensitivity], *, least: bool = False) -> list[Sensitivity]:
@@ -195,15 +210,9 @@ CHANGES: dict[str, Callable[[Ranks, Sequence[Sensitivity]], Ranks | None]] = {
 
 
 def _tested(recipe: Recipe, entry: Round) -> list[float]:
-    """The test scores of a round's seeds, which are measured once, when all is decided."""
-    scores = []
-    for run in _runs(recipe, TechniqueSpec.parse(entry.entry)):
-        path = run.folder / "test.json"
-        if not path.is_file() or files.read_json(path)["recipe"] != run.recipe.fingerprint():
-            score = reopen(run.folder).evaluate()[recipe.metric]
-            files.write_json(path, {"recipe": run.recipe.fingerprint(), recipe.metric: score})
-        scores.append(float(files.read_json(path)[recipe.metric]))
-    return scores
+    """The test scores of a round's seeds, which are measured when all is decided."""
+    runs = _runs(recipe, TechniqueSpec.parse(entry.entry))
+    return [float(test_scores(run.folder)[recipe.metric]) for run in runs]
 
 
 def _finding(recipe: Recipe, history: Sequence[Round], tests: Mapping[str, Sequence[float]]) -> Finding:
@@ -221,7 +230,7 @@ def _finding(recipe: Recipe, history: Sequence[Round], tests: Mapping[str, Seque
     return Finding(
         title="Which layers, refined",
         answer=answer,
-        headings=("Change", "Trained", f"Validation {metric.heading}", "Difference", "95 % interval", "Kept"),
+        headings=("Change", "Trained", f"Validation {metric.heading}", "Difference", "Interval", "Kept"),
         table=[
             (
                 entry.change,
@@ -238,6 +247,7 @@ def _finding(recipe: Recipe, history: Sequence[Round], tests: Mapping[str, Seque
             title=f"Validation {metric.word} of each change",
             across="Round",
             up=metric.heading,
+            shortest=metric.shortest_axis,
             lines=[
                 Line("tried", "tried", [Point(at, metric.shown(entry.score)) for at, entry in enumerate(history)]),
                 Line(

@@ -42,7 +42,7 @@ def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any
         UserError: an unfinished run is in the way, the memory does not suffice, or the loss is not finite.
         Interrupted: Ctrl-C; a checkpoint was saved.
     """
-    with only_one(Path(job.recipe.output), "A run"):
+    with only_one(Path(job.recipe.output)):
         return _run(job, resume=resume, quiet=quiet)
 
 

@@ -23,7 +23,7 @@ from pydantic import (
 
 from smidgen import __version__
 from smidgen.errors import UserError
-from smidgen.files import write_text
+from smidgen.files import sampled, write_text
 from smidgen.process.fields import Count, Positive, Seed, recipe_folder
 from smidgen.process.overrides import override
 from smidgen.process.problems import explain, refuse, shown
@@ -158,6 +158,8 @@ class RunRecipe(Section):
     def _decisive(self) -> dict[str, Any]:
         fields = self.model_dump(mode="json", exclude={*NOT_IN_RESULT, "technique"})
         fields["training"] = {k: v for k, v in fields["training"].items() if k not in NOT_IN_TRAINING_RESULT}
+        if isinstance(fields["model"], str) and Path(fields["model"]).is_dir():
+            fields["weights"] = sampled(Path(fields["model"]))
         return fields | {"technique": self.technique.resolved(), "smidgen": __version__}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 from smidgen import files
 from smidgen.errors import UserError
 from smidgen.process.recipe import Recipe
-from smidgen.process.run_recipe import NOT_IN_RESULT
+from smidgen.process.run_recipe import NOT_IN_RESULT, TrainingConfig
 from smidgen.process.signals import stoppable
 from smidgen.process.technique import TechniqueSpec
 
@@ -57,7 +58,7 @@ class Run:
             folder: where its results go, in the recipe's output; None: those of the recipe as it is have their own.
             changes: fields of the recipe that this run has otherwise.
         """
-        changed = recipe.model_copy(update=dict(changes or {}))
+        changed = recipe.model_copy(update={"score_test": True, **(changes or {})})
         place = Path(recipe.output) / (folder or f"runs/{spec.slug}-s{seed}")
         defaults = {
             name: Recipe.model_fields[name].get_default(call_default_factory=True)
@@ -99,14 +100,16 @@ def execute(
     at_once: int = 1,
     ended: Callable[[Run, str | None], None],
     watch: Callable[[list[Run]], None],
+    skip_after_failure: bool = False,
 ) -> list[Run]:
-    """Train each run; after a failure, the seeds of that technique that have not started are left out.
+    """Train each run.
 
     Args:
         runs: in the order in which they start; one with a checkpoint goes on from it.
         at_once: how many processes; each gets its share of the cores, unless OMP_NUM_THREADS says how many.
         ended: called with a run that ended, and with what went wrong or None.
         watch: called with those that run now, a few times a second.
+        skip_after_failure: whether runs of a technique that has failed are left out, if they have not started.
 
     Returns:
         The runs that a signal stopped, or kept from starting.
@@ -127,7 +130,7 @@ def execute(
                         waiting.append(process.run)
                         continue
                     ended(process.run, error)
-                    if error is not None:
+                    if error is not None and skip_after_failure:
                         waiting = [run for run in waiting if run.spec != process.run.spec]
                 watch([process.run for process in running])
                 time.sleep(POLL_SECONDS)
@@ -150,7 +153,7 @@ class _Process:
         arguments = [sys.executable, "-m", "smidgen", "train", str(path), "--quiet"]
         if (run.folder / "checkpoint").is_dir():
             arguments.append("--resume")
-        share = {"OMP_NUM_THREADS": str(max(1, _cores() // at_once))} if at_once > 1 else {}
+        share = share_of_cores(at_once)
         self._output = run.folder / "output.txt"
         with self._output.open("w", encoding="utf-8") as said:
             self._process = subprocess.Popen(
@@ -174,9 +177,30 @@ class _Process:
         return what_went_wrong(self._process.returncode, self._output.read_text("utf-8", errors="replace").strip())
 
 
-def _cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def share_of_cores(at_once: int) -> dict[str, str]:
+    """The environment of a process that shares the machine with so many less one."""
+    if at_once == 1:
+        return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, cores // at_once))}
+
+
+def budget(training: TrainingConfig, rows: int, *, steps: int) -> TrainingConfig:
+    """The same training with so many steps.
+
+    Args:
+        training: with its own budget.
+        rows: to train on.
+        steps: of the optimizer.
+    """
+    epochs = math.ceil(steps / math.ceil(rows / training.batch_size))
+    return training.model_copy(update={"epochs": epochs, "max_steps": steps})
+
+
+def steps_of(training: TrainingConfig, rows: int) -> int:
+    """How many steps a training has."""
+    steps = math.ceil(rows / training.batch_size) * training.epochs
+    return min(steps, training.max_steps or steps)
 
 
 def what_went_wrong(status: int, said: str) -> str:

@@ -8,17 +8,17 @@ from typing import Any
 
 from smidgen import files
 from smidgen.errors import UserError
-from smidgen.process.data import Example
+from smidgen.process.data import Example, TaskData
 from smidgen.process.inspection import SPLITS
-from smidgen.process.job import Job
-from smidgen.process.recipe import TARGETS
+from smidgen.process.recipe import TARGETS, Recipe
 
 
-def save_splits(job: Job, folder: Path) -> Path:
+def save_splits(recipe: Recipe, whole: TaskData, folder: Path) -> Path:
     """Write train.jsonl, validation.jsonl, test.jsonl and recipe.yaml.
 
     Args:
-        job: with the data in it.
+        recipe: of the data.
+        whole: its rows, from which `data.rows` are drawn when the recipe that is written is read.
         folder: a new one.
 
     Returns:
@@ -28,11 +28,10 @@ def save_splits(job: Job, folder: Path) -> Path:
         UserError: there is something, or the disk is full.
     """
     check_new(folder)
-    recipe = job.recipe
     column = TARGETS[recipe.task]
     with files.new_folder(folder) as new:
         for split in SPLITS:
-            rows = [{"text": row.text, column: _target(row, job.labels)} for row in getattr(job.data, split)]
+            rows = [{"text": row.text, column: _target(row, whole.labels)} for row in getattr(whole, split)]
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             files.write_text(new / f"{split}.jsonl", lines)
         paths = {split: f"{split}.jsonl" for split in SPLITS}  # beside the recipe, wherever the folder is moved

@@ -10,16 +10,16 @@ import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smidgen.errors import UserError
 from smidgen.process.candidates import RATES, Candidate, default_size
 from smidgen.process.data import TaskData
 from smidgen.process.recipe import Recipe
-from smidgen.process.runs import Metrics, Run
+from smidgen.process.runs import Metrics, Run, budget, steps_of
 from smidgen.process.technique import TechniqueSpec
 from smidgen.process.trainer import Trainer
-from smidgen.report.numbers import metric_named
+from smidgen.report.numbers import metric_named, size
 
 if TYPE_CHECKING:
     import optuna
@@ -42,6 +42,14 @@ def alive(folder: Path) -> Iterator[str]:
     with FileLock(path):
         yield name
     path.unlink(missing_ok=True)
+
+
+class Going(NamedTuple):
+    """A trial that is at work, what it trains, and the number that names its folders."""
+
+    trial: optuna.Trial
+    spec: TechniqueSpec
+    number: int
 
 
 class Search:
@@ -83,16 +91,15 @@ class Search:
                 load_if_exists=True,
                 direction="minimize" if self.metric.lower_is_better else "maximize",
             )
-            seed = recipe.training.seed + len(self.study.trials)  # not that of another process, or of before a stop
+            others = sum(not _is_gone(lock) for lock in folder.glob("*.lock") if lock.stem not in (process, "setup"))
+            seed = recipe.training.seed + len(self.study.trials) + others  # not that of others, or of before a stop
             self.study.sampler = optuna.samplers.TPESampler(
                 seed=seed, n_startup_trials=0, multivariate=True, group=True, constant_liar=True
             )
             self._begin()
 
     def _begin(self) -> None:
-        """Note what is searched for, line up the defaults, and take up what a process left that is no more."""
-        import optuna
-
+        """Note what is searched for, and line up the defaults."""
         known = {"recipe": self._fingerprint(), "data": self.data.fingerprint()}
         if not self.study.user_attrs:
             for name, value in known.items():
@@ -103,19 +110,17 @@ class Search:
             raise UserError(
                 f"{self.folder} holds a search of another recipe or other rows. Remove it, or give another output."
             )
-        for trial in self.study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
-            if self._is_left(trial):
-                self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-                self.study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
 
     def _fingerprint(self) -> str:
-        fields = self.recipe.model_dump(mode="json", include={"model", "task", "data", "training", "compare"})
-        fields["trained"] = self.recipe.choose.trained  # which decides about what may be chosen
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+        """Of everything that changes a trial's result, or what may be tried."""
+        recipe = self.recipe
+        alone = [Run.of(recipe, spec, recipe.training.seed).recipe.fingerprint() for spec in recipe.compare]
+        decisive = [*alone, recipe.choose.trained, recipe.choose.memory]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
     def _defaults(self, slug: str, candidate: Candidate) -> dict[str, Any]:
         given = default_size(candidate.spec.parts[0], candidate.option)
-        size = given if given in candidate.sizes else max(candidate.sizes)
+        size = given if given in candidate.sizes else max(candidate.sizes, key=lambda size: candidate.sizes[size])
         chosen: dict[str, Any] = {"technique": slug}
         if candidate.rate is not None:
             chosen[f"{slug} rate"] = candidate.rate
@@ -140,14 +145,30 @@ class Search:
         """Whether the process that began a trial is no more."""
         return _is_gone(self.folder / f"{trial.user_attrs.get('process', '')}.lock")
 
-    def width(self) -> int:
-        """How many entries start next: a whole round, fewer if the budget has no room for it, or none."""
+    def begin(self) -> list[Going]:
+        """Let entries start: a whole round, fewer if the budget has no room for it, or none.
+
+        Those that a process left that is no more are taken up first. No other process does so meanwhile.
+        """
+        import optuna
+        from filelock import FileLock
+
+        states = optuna.trial.TrialState
+        with FileLock(self.folder / "setup.lock"):
+            for trial in self.study.get_trials(deepcopy=False, states=[states.RUNNING]):
+                if self._is_left(trial):
+                    self.study.tell(trial.number, state=states.FAIL)
+                    again = {"again": trial.number, "folder": trial.user_attrs.get("folder", trial.number)}
+                    self.study.enqueue_trial(trial.params, user_attrs=again)
+            return [self._ask() for _ in range(self._width())]
+
+    def _width(self) -> int:
         import optuna
 
         states = optuna.trial.TrialState
         waiting = self.study.get_trials(deepcopy=False, states=[states.WAITING])
         tried = [trial for trial in self.trials() if trial.state != states.WAITING]
-        left = self.recipe.choose.trials - len(tried)
+        left = min(self.recipe.choose.trials, self._distinct()) - len(tried)
         minutes = self.recipe.choose.minutes
         width: int = min(max(WIDTH, len(waiting)), left)
         if minutes is None or not tried:
@@ -158,60 +179,63 @@ class Search:
             width -= 1
         return max(0, width)
 
-    def round(self, width: int) -> None:
-        """Let so many entries start, and the best of them go on."""
+    def _distinct(self) -> float:
+        """How many different entries there are: without end where a learning rate is free."""
+        return sum(math.inf if own.rate is not None else len(own.sizes) for own in self.space.values())
+
+    def go(self, going: list[Going]) -> None:
+        """Train entries that have started, and let the best of them go on."""
         import optuna
 
-        going = [self._ask() for _ in range(width)]
         for rung in range(RUNGS):
-            results = self.trainer.train([self.run(spec, rung) for _, spec in going])
-            scores = [self._score(trial, metrics, rung) for (trial, _), metrics in zip(going, results, strict=True)]
-            still = [(*entry, score) for entry, score in zip(going, scores, strict=True) if score is not None]
+            results = self.trainer.train([self.run(spec, rung, number) for _, spec, number in going])
+            scores = [self._score(one.trial, metrics, rung) for one, metrics in zip(going, results, strict=True)]
+            still = [(one, score) for one, score in zip(going, scores, strict=True) if score is not None]
             going = []
-            for trial, spec, score in still:
+            for one, score in still:
                 if rung == RUNGS - 1:
-                    self.study.tell(trial, score)
-                elif self._is_among_best(trial, rung):
-                    going.append((trial, spec))
+                    self.study.tell(one.trial, score)
+                elif self._is_among_best(one.trial, rung):
+                    going.append(one)
                 else:
-                    self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                    self.study.tell(one.trial, state=optuna.trial.TrialState.PRUNED)
 
-    def _ask(self) -> tuple[optuna.Trial, TechniqueSpec]:
+    def _ask(self) -> Going:
         trial = self.study.ask()
+        number = int(trial.user_attrs.get("folder", trial.number))
         trial.set_user_attr("process", self.process)
+        trial.set_user_attr("folder", number)
         slug = trial.suggest_categorical("technique", list(self.space))
         candidate = self.space[slug]
-        rate = size = None
+        rate = chosen = None
         if candidate.rate is not None:
             low, high = (candidate.rate * factor for factor in RATES)
             rate = float(f"{trial.suggest_float(f'{slug} rate', low, high, log=True):.2g}")
         if len(candidate.sizes) > 1:
-            size = trial.suggest_categorical(f"{slug} {candidate.option}", list(candidate.sizes))
+            chosen = trial.suggest_categorical(f"{slug} {candidate.option}", list(candidate.sizes))
         elif candidate.option is not None:
-            size = next(iter(candidate.sizes))
-        spec = candidate.entry(rate, size)
+            chosen = next(iter(candidate.sizes))
+        spec = candidate.entry(rate, chosen)
         trial.set_user_attr("entry", spec.written())
-        trial.set_user_attr("trained", candidate.sizes[size or 0])
-        return trial, spec
+        trial.set_user_attr("trained", candidate.sizes[chosen or 0])
+        return Going(trial, spec, number)
 
-    def run(self, spec: TechniqueSpec, rung: int) -> Run:
+    def run(self, spec: TechniqueSpec, rung: int, number: int) -> Run:
         """An entry's run on a rung: that part of the steps, with the whole schedule.
 
         Args:
             spec: the entry.
             rung: from 0; the last one has all steps.
+            number: of the trial, which names the folder.
         """
-        training = self.recipe.training
-        batches = math.ceil(len(self.data.train) / training.batch_size)
-        whole = min(batches * training.epochs, training.max_steps or batches * training.epochs)
-        steps = math.ceil(whole / FACTOR ** (RUNGS - 1 - rung))
-        budget = {"epochs": math.ceil(steps / batches), "max_steps": steps}
+        training, rows = self.recipe.training, len(self.data.train)
+        steps = math.ceil(steps_of(training, rows) / FACTOR ** (RUNGS - 1 - rung))
         return Run.of(
             self.recipe,
             spec,
             training.seed,
-            folder=f"choose/{spec.slug}-{steps}",
-            changes={"training": training.model_copy(update=budget), "score_test": False},
+            folder=f"choose/{number:03d}-{spec.slug}-{steps}",
+            changes={"training": budget(training, rows, steps=steps), "score_test": False},
         )
 
     def _score(self, trial: optuna.Trial, metrics: Metrics | None, rung: int) -> float | None:
@@ -219,16 +243,19 @@ class Search:
         import optuna
 
         most = self.recipe.choose.memory
-        if metrics is not None:
-            point = metrics["curve"][metrics["best_epoch"] - 1]
-            score, loss = float(point["validation_score"]), float(point["validation_loss"])
-            trial.report(score, rung)
-            trial.set_user_attr(f"rank {rung}", [score if self.metric.lower_is_better else -score, loss])
+        if metrics is None:
+            trial.set_user_attr("error", "; ".join(self.trainer.failures.values()))
+        else:
             trial.set_user_attr("seconds", trial.user_attrs.get("seconds", 0.0) + metrics["seconds"])
             trial.set_user_attr("whole_seconds", metrics["seconds"] * FACTOR ** (RUNGS - 1 - rung))
-            if most is None or metrics["peak_memory_bytes"] <= most:
-                return score
             trial.set_user_attr("memory", metrics["peak_memory_bytes"])
+            if most is None or metrics["peak_memory_bytes"] <= most:
+                point = metrics["curve"][metrics["best_epoch"] - 1]
+                score, loss = float(point["validation_score"]), float(point["validation_loss"])
+                trial.report(score, rung)
+                trial.set_user_attr(f"rank {rung}", [score if self.metric.lower_is_better else -score, loss])
+                return score
+            trial.set_user_attr("error", f"it takes {size(metrics['peak_memory_bytes'])} of memory")
         self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return None
 

@@ -79,6 +79,34 @@ def difference(ours: Ratios, theirs: Ratios, *, seed: int = 0, level: float = LE
     return _ends(_means(ours, seed) - _means(theirs, seed), level)
 
 
+def beyond_chance(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], metric: str, *, level: float = LEVEL
+) -> tuple[float, float]:
+    """The interval of our mean score less theirs that covers both the rows and the runs.
+
+    It is the larger of two on each side: the paired bootstrap over rows and runs, which takes a few runs for all that
+    there could be, and Student's t over the runs' differences, which knows nothing of other rows.
+
+    Args:
+        ours: of each run, the scores that `evaluate` gives.
+        theirs: of the runs with the same seeds, on the same rows.
+        metric: the score.
+        level: of the interval.
+
+    Returns:
+        The lower and the upper end; without end where there is a single run, which says nothing about others.
+    """
+    from scipy.stats import t
+
+    if len(ours) < 2:
+        return -np.inf, np.inf
+    low, high = difference(per_row(ours), per_row(theirs), level=level)
+    differences = np.subtract([run[metric] for run in ours], [run[metric] for run in theirs])
+    half = float(t.ppf((1 + level) / 2, len(ours) - 1)) * float(np.std(differences, ddof=1)) / np.sqrt(len(ours))
+    mean = float(np.mean(differences))
+    return min(low, mean - half), max(high, mean + half)
+
+
 def _means(scores: Ratios, seed: int) -> Scores:
     """The seeds' mean score in each draw, (DRAWS,); the draws depend on `seed` and the shape alone."""
     random = np.random.default_rng(seed)

@@ -13,26 +13,28 @@ from typing import Any
 from smidgen import files
 from smidgen.errors import UserError
 from smidgen.process import checkpoint, finding
+from smidgen.process.data import load_data
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.identification import Ranks, Sensitivity, allotted, identify, technique_of
 from smidgen.process.inspection import inspect_data
 from smidgen.process.job import prepare
+from smidgen.process.log import check_tracker
 from smidgen.process.pretrain import pretrain
 from smidgen.process.recipe import Recipe, load_recipe
-from smidgen.process.refine import refine
+from smidgen.process.refine import check_refinable, refine
 from smidgen.process.run_recipe import RunRecipe
 from smidgen.process.saved_splits import save_splits
+from smidgen.process.studies.words import several_seeds
 from smidgen.process.study import study
 from smidgen.process.technique import TechniqueSpec
 from smidgen.process.trainer import Tell
 from smidgen.report import numbers
 from smidgen.report.findings import write_findings
 
-STEPS = ("pre-training", "data", "identification", "subset", "fine-tuning", "refinement")
-"""The sections of the page; evaluation stands beside fine-tuning."""
 
-
-def take_steps(recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = lambda line: None) -> dict[str, Finding]:
+def take_steps(
+    recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = lambda line: None
+) -> tuple[dict[str, Finding], dict[str, str]]:
     """Take a recipe through all steps, and write process.html into its output.
 
     Args:
@@ -42,19 +44,21 @@ def take_steps(recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = l
         tell: hears of what is done.
 
     Returns:
-        What each step found.
+        What each step found, and what went wrong with runs that failed, by their folders.
 
     Raises:
         UserError: a step cannot be taken; those before are kept.
         Interrupted: Ctrl-C; what is finished is kept.
     """
+    _check(recipe)
     output = Path(recipe.output)
     found: dict[str, Finding] = {}
+    failures: dict[str, str] = {}
 
     def done(step: str, own: Finding) -> None:
         found[step] = own
         tell(f"{own.title}: {own.answer}")
-        about = {"command": command, "recipe": recipe.written(), "failures": {}}
+        about = finding.about(recipe, command, failures)
         finding.write(own, about, output / "process" / f"{step}.json")
         sections = {name: (one, about) for name, one in found.items()}
         write_findings(sections, recipe, output / "process.html", what="From text to a refined model")
@@ -64,18 +68,25 @@ def take_steps(recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = l
     done("data", _inspect(split))
     layers = identify(split)
     done("identification", _identification(layers))
-    budget = recipe.identify.budget
-    ranks = allotted(layers, split, budget) if budget is not None else None
+    ranks = _ranks(split, layers)
     chosen = split if ranks is None else _chosen(split, layers, ranks)
     done("subset", _subset(chosen, layers, ranks))
-    parity, failures = study(_against_full(chosen), "parity", command=command, at_once=at_once, tell=tell)
-    if failures:
-        raise UserError("\n".join(("What failed:", *(f"  {run}: {error}" for run, error in failures.items()))))
+    parity, failed = study(_against_full(chosen), "parity", command=command, at_once=at_once, tell=tell)
+    failures |= failed
     done("fine-tuning", dataclasses.replace(parity, title="5, 6 · Fine-tuning and evaluation"))
-    refine(chosen, command=command, at_once=at_once, tell=tell)
+    _, failed = refine(chosen, command=command, at_once=at_once, tell=tell)
+    failures |= failed
     refined, _ = finding.read(output / "refine.json")
     done("refinement", dataclasses.replace(refined, title="7 · Refinement"))
-    return found
+    return found, failures
+
+
+def _check(recipe: Recipe) -> None:
+    """Raise a UserError for what would stop a later step."""
+    check_tracker(recipe.training)
+    several_seeds(recipe)
+    if recipe.identify.budget is None:
+        check_refinable(recipe.technique)
 
 
 def _pretrain(recipe: Recipe) -> Finding:
@@ -115,12 +126,33 @@ def _finished(own: RunRecipe, folder: Path) -> dict[str, Any] | None:
 
 
 def _with_splits(recipe: Recipe) -> Recipe:
-    """The recipe with its splits as files, written once, so that all that follows sees the same rows."""
+    """The recipe with its splits as files, written once, so that all that follows sees the same rows.
+
+    Raises:
+        UserError: they are of other data, or of data that have changed.
+    """
     folder = Path(recipe.output) / "splits"
+    whole = load_data(recipe.data.model_copy(update={"rows": None}), recipe.task)
+    source = {"data": recipe.data.model_dump(mode="json"), "rows": whole.fingerprint()}
     if not folder.exists():
-        save_splits(prepare(recipe), folder)
-    data = load_recipe(folder / "recipe.yaml").data
-    return recipe.model_copy(update={"data": data})
+        save_splits(recipe, whole, folder)
+        files.write_json(folder / "source.json", source)
+    if not (folder / "source.json").is_file() or files.read_json(folder / "source.json") != source:
+        raise UserError(f"{folder} holds splits of other data. Remove {folder.parent}, or give another output.")
+    return recipe.model_copy(update={"data": load_recipe(folder / "recipe.yaml").data})
+
+
+def _ranks(recipe: Recipe, layers: Sequence[Sensitivity]) -> Ranks | None:
+    """What the budget buys, which is kept: a time would buy something else tomorrow."""
+    budget, path = recipe.identify.budget, Path(recipe.output) / "process" / "ranks.json"
+    if budget is None:
+        return None
+    known = {"budget": budget, "recipe": recipe.fingerprint()}
+    kept: dict[str, Any] = files.read_json(path) if path.is_file() else {}
+    if not kept.items() >= known.items():
+        kept = {**known, "ranks": allotted(layers, recipe, budget)}
+        files.write_json(path, kept)
+    return dict(kept["ranks"])
 
 
 def _inspect(recipe: Recipe) -> Finding:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smidgen import __version__
 from smidgen.errors import UserError
 from smidgen.process import finding
 from smidgen.process.data import load_data
@@ -43,17 +41,11 @@ def study(
     """
     check_tracker(recipe.training)
     output = Path(recipe.output)
-    with only_one(output, "A comparison or a study"):
+    with only_one(output):
         data = load_data(recipe.data, recipe.task)
         trainer = Trainer(recipe, command=command, at_once=at_once, tell=tell)
         found = STUDIES[promise](recipe, data, trainer)
-        about = {
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "smidgen": __version__,
-            "command": command,
-            "recipe": recipe.written(),
-            "failures": trainer.failures,
-        }
+        about = finding.about(recipe, command, trainer.failures)
         finding.write(found, about, output / "study" / f"{promise}.json")
         write_findings(_all_of(output), recipe, output / "study.html", what="What the promises are worth")
     return found, trainer.failures

@@ -120,7 +120,11 @@ class TechniqueSpec:
 
     def resolved(self) -> dict[str, Any]:
         """Everything that decides the adapter, defaults included, as JSON can hold it."""
-        methods = [part.written() | dataclasses.asdict(part.method()) for part in self.parts]
+        methods = [
+            part.written() | dataclasses.asdict(method) | method.contents()
+            for part in self.parts
+            for method in [part.method()]
+        ]
         return {"methods": methods, "head_learning_rate": self.head_learning_rate}
 
 

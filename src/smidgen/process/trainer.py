@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smidgen.errors import Interrupted
+from smidgen.errors import Interrupted, UserError
 from smidgen.process.data import load_data
 from smidgen.process.recipe import DataConfig, Recipe
 from smidgen.process.runs import Metrics, Run, execute
@@ -35,11 +35,17 @@ class Trainer:
         """What each run measured, in their order; None for one that failed.
 
         Raises:
-            UserError: the rows of one cannot be read; nothing was run.
+            UserError: the rows of one cannot be read, or a run of another recipe would be lost; nothing was run.
             Interrupted: Ctrl-C; what is finished is kept, and so are the checkpoints.
         """
         found = {run.folder: self._metrics(run) for run in runs}
         missing = list({run.folder: run for run in runs if found[run.folder] is None}.values())
+        if kept := [self.name_of(run) for run in missing if (run.folder / "metrics.json").is_file()]:
+            more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+            raise UserError(
+                f"{self.recipe.output} holds finished runs of another recipe or of other rows, {kept[0]}{more}, which "
+                "would be lost. Remove them, or give another output."
+            )
         done = 0
 
         def ended(run: Run, error: str | None) -> None:

@@ -59,13 +59,15 @@ def draw_chart(chart: Chart | None) -> Markup:
 def _lines(chart: Chart, lines: Sequence[tuple[Entry, Line]], layout: Format) -> Markup:
     plot = room_for([entry for entry, _ in lines], layout)
     ats = sorted({point.at for _, line in lines for point in line.points})
-    low, high = (ats[0], ats[-1]) if len(ats) > 1 else (ats[0] * 0.5, ats[0] * 2)
+    low, high = ats[0], ats[-1]
+    if low == high:
+        low, high = (low / 2, 2 * low) if chart.is_logarithmic else (low - 1, low + 1)
     x = Scale(low, high, plot.left, plot.right, logarithmic=chart.is_logarithmic)
-    y = Scale(*span(_values(lines), least=0.02), plot.bottom, plot.top)
+    y = Scale(*span(_values(lines), least=chart.shortest), plot.bottom, plot.top)
     svg = framed(
         layout,
         plot,
-        Axis(x, _apart([(at, numbers.count(at)) for at in ats], x, layout), chart.across),
+        Axis(x, _apart([(at, f"{at:,.6g}" if at % 1 else numbers.count(at)) for at in ats], x, layout), chart.across),
         Axis(y, [(value, _tick(value)) for value in ticks(y.low, y.high, 6)], chart.up),
         f"{chart.title}. {'; '.join(_told(line) for _, line in lines)}.",
     )

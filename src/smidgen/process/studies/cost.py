@@ -15,7 +15,7 @@ from smidgen import files
 from smidgen.process.data import TaskData
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.recipe import Recipe
-from smidgen.process.runs import Metrics, Run, what_went_wrong
+from smidgen.process.runs import Metrics, Run, share_of_cores, what_went_wrong
 from smidgen.process.studies.words import listed, needs_full
 from smidgen.process.trainer import Trainer, titles_of
 from smidgen.report import numbers
@@ -35,12 +35,11 @@ def study_cost(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
     """
     full = needs_full(recipe)
     measured, titles = trainer.train_compared(), titles_of(recipe)
-    plans = {
-        spec.slug: _plan(Run.of(recipe, spec, recipe.seeds[0]), data, trainer)
-        for spec in recipe.compare
-        if spec.slug in measured
-    }
-    rows = [_row(name, found, plans[name]) for name, found in measured.items() if plans[name] is not None]
+    rows = []
+    for spec in recipe.compare:
+        if spec.slug in measured:
+            plan = _plan(Run.of(recipe, spec, recipe.seeds[0]), data, trainer)
+            rows += [_row(spec.slug, measured[spec.slug], plan)] if plan is not None else []
     base = next((row for row in rows if row["technique"] == full), None)
     return Finding(
         title="What does it cost?",
@@ -99,17 +98,16 @@ def study_cost(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
 def _plan(run: Run, data: TaskData, trainer: Trainer) -> dict[str, Any] | None:
     """What smidgen plan says of a run, in a process of its own as a user has it; None if it fails."""
     path = run.folder / "plan.json"
-    known = {"recipe": run.recipe.fingerprint(), "data": data.fingerprint()}
+    known = {"recipe": run.recipe.fingerprint(), "data": data.fingerprint(), "at_once": trainer.at_once}
     if path.is_file():
         kept: dict[str, Any] = files.read_json(path)
         if kept.items() >= known.items():
             return kept
-    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // trainer.at_once))} if trainer.at_once > 1 else {}
     ended = subprocess.run(
         [sys.executable, "-m", "smidgen", "plan", str(run.folder / "recipe.yaml"), "--json"],
         capture_output=True,
         text=True,
-        env=share | os.environ,
+        env=share_of_cores(trainer.at_once) | os.environ,
     )
     if ended.returncode:
         trainer.failures[f"plan of {trainer.name_of(run)}"] = what_went_wrong(ended.returncode, ended.stderr.strip())
@@ -119,8 +117,7 @@ def _plan(run: Run, data: TaskData, trainer: Trainer) -> dict[str, Any] | None:
     return planned
 
 
-def _row(name: str, found: Sequence[Metrics], plan: dict[str, Any] | None) -> dict[str, Any]:
-    assert plan is not None
+def _row(name: str, found: Sequence[Metrics], plan: dict[str, Any]) -> dict[str, Any]:
     first = found[0]
     base = 0 if first["technique"] == "full" else 4 * first["base_parameters"]
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +11,8 @@ from smidgen.errors import UserError
 from smidgen.process.data import TaskData
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.recipe import Recipe
-from smidgen.process.runs import Metrics, Run
-from smidgen.process.statistics import difference, interval, per_row
+from smidgen.process.runs import Metrics, Run, budget, steps_of
+from smidgen.process.statistics import beyond_chance, interval, per_row
 from smidgen.process.studies.words import listed, needs_full
 from smidgen.process.technique import TechniqueSpec
 from smidgen.process.trainer import Trainer, scores_of, titles_of
@@ -37,20 +36,24 @@ def study_little_data(recipe: Recipe, data: TaskData, trainer: Trainer) -> Findi
         for size in sizes
     }
     few, whole = trainer.train_each(runs), trainer.train_compared()
-    curves = {
-        name: {size: few[f"{name} {size}"] for size in sizes if f"{name} {size}" in few} | {len(data.train): own}
-        for name, own in whole.items()
+    curves: dict[str, Curve] = {
+        spec.slug: {
+            **{size: few[f"{spec.slug} {size}"] for size in sizes if f"{spec.slug} {size}" in few},
+            **({len(data.train): whole[spec.slug]} if spec.slug in whole else {}),
+        }
+        for spec in recipe.compare
     }
+    sizes = (*sizes, len(data.train))
     metric, titles = metric_named(recipe.metric), titles_of(recipe)
     return Finding(
         title="Is it better with little data?",
-        answer=_answer({name: titles[name] for name in curves}, curves, full, metric),
-        headings=("Technique", *(f"{count(size)} rows" for size in (*sizes, len(data.train))), "Mean over the curve"),
+        answer=_answer({name: titles[name] for name in curves}, curves, full, recipe.metric),
+        headings=("Technique", *(f"{count(size)} rows" for size in sizes), "Mean over the curve"),
         table=[
             (
                 titles[name],
-                *(cell_of(curve.get(size), recipe.metric) for size in (*sizes, len(data.train))),
-                metric.score(area(curve, recipe.metric)),
+                *(cell_of(curve.get(size), recipe.metric) for size in sizes),
+                metric.score(area(curve, sizes, recipe.metric)),
             )
             for name, curve in curves.items()
         ],
@@ -91,10 +94,8 @@ def few_run(
     changes: Mapping[str, Any] | None = None,
 ) -> Run:
     """A run on few rows: with as many steps as on all of them, or `study.steps` if those are fewer."""
-    training, batch = recipe.training, recipe.training.batch_size
-    whole = math.ceil(len(data.train) / batch) * training.epochs
-    steps = min(recipe.study.steps, whole, training.max_steps or whole)
-    budget = {"epochs": math.ceil(steps / math.ceil(size / batch)), "max_steps": steps}
+    training = recipe.training
+    steps = min(recipe.study.steps, steps_of(training, len(data.train)))
     return Run.of(
         recipe,
         spec,
@@ -102,15 +103,16 @@ def few_run(
         folder=folder or f"few/{spec.slug}-n{size}-d{draw}",
         changes={
             "data": recipe.data.model_copy(update={"rows": size, "draw": draw}),
-            "training": training.model_copy(update=budget),
+            "training": budget(training, size, steps=steps),
             **(changes or {}),
         },
     )
 
 
-def area(curve: Curve, metric: str) -> float:
-    """The mean score over the curve, by the logarithm of the number of rows."""
-    sizes = sorted(curve)
+def area(curve: Curve, sizes: Sequence[int], metric: str) -> float | None:
+    """The mean score over the curve, by the logarithm of the number of rows; None if some are missing."""
+    if any(size not in curve for size in sizes):
+        return None
     means = [float(np.mean(scores_of(curve[size], metric))) for size in sizes]
     if len(sizes) == 1:
         return means[0]
@@ -127,6 +129,7 @@ def chart_of(curves: Mapping[str, tuple[str, Curve]], metric_name: str) -> Chart
         across="Training rows",
         up=metric.heading,
         is_logarithmic=True,
+        shortest=metric.shortest_axis,
         lines=[
             Line(name, label, [_point(size, curve[size], metric_name, metric) for size in sorted(curve)])
             for name, (label, curve) in curves.items()
@@ -158,25 +161,23 @@ def cell_of(found: Sequence[Metrics] | None, metric_name: str) -> str:
     return f"{metric.score(float(np.mean(scores)))}{spread}"
 
 
-def against(ours: Sequence[Metrics], theirs: Sequence[Metrics], metric: Metric) -> str:
-    """Whether ours are ahead of theirs, behind, or neither beyond chance."""
-    low, high = difference(*(per_row([run["test"] for run in found]) for found in (ours, theirs)))
-    if low <= 0 <= high:
-        return "level"
-    return "ahead" if (low > 0) != metric.lower_is_better else "behind"
+def standing(curve: Curve, base: Curve, metric_name: str) -> str:
+    """With which numbers of rows a curve is ahead of another one, behind, or neither beyond chance."""
+    metric, states = metric_named(metric_name), dict[str, list[str]]()
+    for size in sorted(set(curve) & set(base)):
+        ours, theirs = ([run["test"] for run in found[size]] for found in (curve, base))
+        low, high = beyond_chance(ours, theirs, metric_name)
+        better = (low > 0) != metric.lower_is_better
+        state = "level" if low <= 0 <= high else "ahead" if better else "behind"
+        states.setdefault(state, []).append(count(size))
+    return ", ".join(f"{state} with {listed(sizes)} rows" for state, sizes in states.items()) or "not comparable"
 
 
-def _answer(titles: Mapping[str, str], curves: Mapping[str, Curve], full: str, metric: Metric) -> str:
+def _answer(titles: Mapping[str, str], curves: Mapping[str, Curve], full: str, metric_name: str) -> str:
     base = curves.get(full)
-    if base is None:
+    if not base:
         return "Full fine-tuning failed, so that there is nothing to compare with."
-    sentences = []
-    for name, curve in curves.items():
-        if name == full:
-            continue
-        states: dict[str, list[str]] = {}
-        for size in sorted(set(curve) & set(base)):
-            states.setdefault(against(curve[size], base[size], metric), []).append(count(size))
-        words = [f"{state} with {listed(sizes)} rows" for state, sizes in states.items()]
-        sentences.append(f"{titles[name]} is {', '.join(words)}.")
+    sentences = [
+        f"{titles[name]} is {standing(curve, base, metric_name)}." for name, curve in curves.items() if name != full
+    ]
     return f"Against {within_sentence(titles[full])}: " + " ".join(sentences)

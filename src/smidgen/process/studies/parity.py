@@ -8,10 +8,10 @@ import numpy as np
 
 from smidgen.errors import UserError
 from smidgen.process.data import TaskData
-from smidgen.process.equivalence import Equivalence, Verdict, equivalence, holm, verdict
+from smidgen.process.equivalence import SIGNIFICANT, Equivalence, Verdict, equivalence, holm, verdict
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.recipe import Recipe
-from smidgen.process.studies.words import listed, needs_full
+from smidgen.process.studies.words import listed, needs_full, several_seeds
 from smidgen.process.trainer import Trainer, scores_of, titles_of
 from smidgen.report.numbers import Metric, metric_named
 
@@ -19,7 +19,7 @@ VERDICTS: dict[Verdict, str] = {
     "same": "as good",
     "better": "better",
     "worse": "worse",
-    "open": "not enough seeds",
+    "open": "not shown",
 }
 
 
@@ -30,8 +30,7 @@ def study_parity(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
         UserError: there is no full fine-tuning to compare with, or a single seed.
     """
     full = needs_full(recipe)
-    if len(recipe.seeds) < 2:
-        raise UserError(f"seeds={list(recipe.seeds)} is a single one, and says nothing about chance: give 3 or more.")
+    several_seeds(recipe)
     metric = metric_named(recipe.metric)
     measured = {name: scores_of(own, recipe.metric) for name, own in trainer.train_compared().items()}
     if full not in measured:
@@ -39,7 +38,14 @@ def study_parity(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
     scale = 1.0 if metric.percent else float(np.mean(measured[full]))
     margin = recipe.study.margin * scale
     titles, others = titles_of(recipe), [name for name in measured if name != full]
-    found = {name: equivalence(np.subtract(measured[name], measured[full]).tolist(), margin) for name in others}
+    if not others:
+        raise UserError(f"Every technique but full fine-tuning failed: {trainer.failures}")
+    level = SIGNIFICANT / len(others)
+    least = 1 / len(data.test) if metric.percent else 0.0
+    found = {
+        name: equivalence(np.subtract(measured[name], measured[full]).tolist(), margin, level=level, least=least)
+        for name in others
+    }
     chances = dict(zip(found, holm([own.p for own in found.values()]), strict=True))
     verdicts = {
         name: verdict(own, chances[name], margin, lower_is_better=metric.lower_is_better) for name, own in found.items()
@@ -49,7 +55,15 @@ def study_parity(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
     return Finding(
         title="Is it as good as full fine-tuning?",
         answer=_answer(titles, found, verdicts, within, len(recipe.seeds)),
-        headings=("Technique", metric.heading, "To full", "90 % interval", "p", "Verdict", "Seeds for 80 % power"),
+        headings=(
+            "Technique",
+            metric.heading,
+            "To full",
+            f"{100 * (1 - 2 * level):.3g} % interval",
+            "p",
+            "Verdict",
+            "Seeds for 80 % power",
+        ),
         table=[
             (titles[full], metric.score(float(np.mean(measured[full]))), "", "", "", "", ""),
             *(
@@ -121,5 +135,6 @@ def _notes(recipe: Recipe, metric: Metric, within: str) -> Sequence[str]:
     return (
         f"Two one-sided t tests on the {len(recipe.seeds)} paired differences ask whether a difference of {within} or "
         "more can be ruled out; p is the larger of the two, after Holm's correction for the number of techniques, and "
-        "must be below 0.05. The test rows are taken as given: another test set is not part of the interval.",
+        "must be below 0.05. The intervals, and the seeds for 80 % power, share those 5 % among the techniques "
+        "(Bonferroni). The test rows are taken as given: another test set is not part of the interval.",
     )

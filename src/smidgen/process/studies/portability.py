@@ -17,17 +17,20 @@ from smidgen.process.job import reopen
 from smidgen.process.models import load_model, quietly
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Run
-from smidgen.process.studies.little_data import Curve, against, area, cell_of, chart_of, few_run, few_sizes, rows_of
+from smidgen.process.studies.little_data import Curve, area, cell_of, chart_of, few_run, few_sizes, rows_of, standing
 from smidgen.process.studies.words import listed
-from smidgen.process.technique import TechniqueSpec
+from smidgen.process.technique import Part, TechniqueSpec
 from smidgen.process.trainer import Trainer, titles_of
-from smidgen.report.numbers import Metric, count, metric_named
+from smidgen.report.numbers import count, metric_named
 from smidgen.stacking import adapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FUSION = "adapter-fusion"
+
+SOURCES = "sources.json"
+"""What a folder was made of: hashes of the adapters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,8 @@ def study_portability(recipe: Recipe, data: TaskData, trainer: Trainer) -> Findi
             "study.tasks is empty: name the data of other tasks, whose adapters this one may start from, such as "
             "{topics: {train: topics.csv}}."
         )
+    if recipe.start is not None:
+        raise UserError(f"start={recipe.start!r} is given, so that nothing would begin anew. Leave it out.")
     sizes = (*few_sizes(recipe, data), len(data.train))
     sources = {(spec.slug, name): _source(recipe, spec, name) for spec in recipe.compare for name in tasks}
     ended = dict(zip(sources, trainer.train(list(sources.values())), strict=True))
@@ -79,7 +84,7 @@ def study_portability(recipe: Recipe, data: TaskData, trainer: Trainer) -> Findi
 
 def _source(recipe: Recipe, spec: TechniqueSpec, name: str) -> Run:
     """The run of another task that gives the adapter to start from."""
-    folder = f"sources/{spec.slug}-{name}"
+    folder = f"sources/{spec.slug}/{name}"
     return Run.of(recipe, spec, recipe.seeds[0], folder=folder, changes={"data": recipe.study.tasks[name]})
 
 
@@ -103,8 +108,8 @@ def _arms(recipe: Recipe, spec: TechniqueSpec, folders: Mapping[str, Path], trai
     arms = {new: Arm(f"{title}, anew", spec, {}, new)}
     for name, folder in folders.items():
         arms[f"{new}-from-{name}"] = Arm(f"{title} from {name}", spec, {"start": str(folder)}, new)
-    for name, folder in folders.items():
-        base = folder.with_name(f"{folder.name}-base")
+    for name, folder in folders.items() if recipe.task != "generation" else ():  # which has no head
+        base = Path(recipe.output) / "bases" / spec.slug / name
         try:
             _write_base(folder, base)
         except ValueError as error:
@@ -117,7 +122,7 @@ def _arms(recipe: Recipe, spec: TechniqueSpec, folders: Mapping[str, Path], trai
             members = ", ".join(str(folder / "adapter") for folder in folders.values())
             fusion = TechniqueSpec.parse({"name": FUSION, "adapters": members})
             arms[f"{new}-fusion"] = Arm(f"AdapterFusion of {listed(list(folders))}", fusion, {}, new)
-        mean = Path(recipe.output) / "sources" / f"{new}-mean"
+        mean = Path(recipe.output) / "means" / spec.slug
         try:
             of_mean = _write_mean(recipe, spec, list(folders.values()), mean)
             arms[f"{new}-mean"] = Arm(f"{title} from the mean", of_mean, {"start": str(mean)}, new)
@@ -132,7 +137,7 @@ def _write_base(source: Path, folder: Path) -> None:
     Raises:
         ValueError: the adapter cannot be merged.
     """
-    if _is_newer(folder / "config.json", source):
+    if _is_of(folder, [source]):
         return
     job = reopen(source, precision="fp32")
     job.adapter.merge()
@@ -140,10 +145,11 @@ def _write_base(source: Path, folder: Path) -> None:
     with quietly(), files.new_folder(folder) as new:
         base.save_pretrained(new)
         job.tokenizer.save_pretrained(new)
+        files.write_json(new / SOURCES, _hashes([source]))
 
 
 def _write_mean(recipe: Recipe, spec: TechniqueSpec, sources: Sequence[Path], folder: Path) -> TechniqueSpec:
-    """Write the mean of the sources' adapters, and what technique that is.
+    """Write the mean of the sources' adapters, and what technique that is, with the entry's rates.
 
     Raises:
         ValueError: they have none.
@@ -156,27 +162,33 @@ def _write_mean(recipe: Recipe, spec: TechniqueSpec, sources: Sequence[Path], fo
     weights = {f"a{place}": 1 / len(sources) for place in range(len(sources))}
     is_product = any(delta.mergeable for _, _, delta in adapters(model)["a0"].entries())
     mean = combine(model, weights, name="mean", how="sum" if is_product else "mean")
-    if not _is_newer(folder / "adapter" / manifest.FILE, *sources):
+    if not _is_of(folder, sources):
         mean.save(folder / "adapter")
-    return TechniqueSpec.parse([method.name for method in mean.methods])
+        files.write_json(folder / SOURCES, _hashes(sources))
+    parts = tuple(Part(method.name, {}, spec.parts[0].learning_rate) for method in mean.methods)
+    return dataclasses.replace(spec, parts=parts)
 
 
-def _is_newer(made: Path, *sources: Path) -> bool:
-    times = [(source / "adapter" / manifest.FILE).stat().st_mtime for source in sources]
-    return made.is_file() and made.stat().st_mtime > max(times)
+def _is_of(made: Path, sources: Sequence[Path]) -> bool:
+    """Whether a folder was made of these runs as they are."""
+    return (made / SOURCES).is_file() and files.read_json(made / SOURCES) == _hashes(sources)
+
+
+def _hashes(sources: Sequence[Path]) -> list[str]:
+    return [files.sha256(source / "adapter" / manifest.FILE) for source in sources]
 
 
 def _finding(recipe: Recipe, curves: Mapping[str, Curve], sizes: Sequence[int], arms: Mapping[str, Arm]) -> Finding:
     metric = metric_named(recipe.metric)
     return Finding(
         title="Does it carry over to another task?",
-        answer=_answer(curves, arms, metric),
+        answer=_answer(curves, arms, recipe.metric),
         headings=("Start", *(f"{count(size)} rows" for size in sizes), "Mean over the curve"),
         table=[
             (
                 arms[name].label,
                 *(cell_of(curve.get(size), recipe.metric) for size in sizes),
-                metric.score(area(curve, recipe.metric)),
+                metric.score(area(curve, sizes, recipe.metric)),
             )
             for name, curve in curves.items()
         ],
@@ -185,21 +197,16 @@ def _finding(recipe: Recipe, curves: Mapping[str, Curve], sizes: Sequence[int], 
             f"{recipe.study.draws} draws of each number of rows; behind ± the standard deviation. What starts from "
             "another task keeps that task's adapter and goes on training it under a new head; a head alone is trained "
             "on the model with the adapter merged into it. Ahead and behind mean that the 95 % interval of the paired "
-            "difference leaves out 0.",
+            "difference leaves out 0, over rows and over draws.",
         ),
         rows=rows_of(curves, recipe.metric),
     )
 
 
-def _answer(curves: Mapping[str, Curve], arms: Mapping[str, Arm], metric: Metric) -> str:
-    sentences = []
-    for name, curve in curves.items():
-        new = curves.get(arms[name].new)
-        if new is None or new is curve:
-            continue
-        states: dict[str, list[str]] = {}
-        for size in sorted(set(curve) & set(new)):
-            states.setdefault(against(curve[size], new[size], metric), []).append(count(size))
-        words = [f"{state} with {listed(own)} rows" for state, own in states.items()]
-        sentences.append(f"{arms[name].label}: {', '.join(words)}.")
+def _answer(curves: Mapping[str, Curve], arms: Mapping[str, Arm], metric_name: str) -> str:
+    sentences = [
+        f"{arms[name].label}: {standing(curve, curves[arms[name].new], metric_name)}."
+        for name, curve in curves.items()
+        if name != arms[name].new and arms[name].new in curves
+    ]
     return f"Against the same technique begun anew: {' '.join(sentences)}"

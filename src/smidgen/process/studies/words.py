@@ -24,6 +24,12 @@ def needs_full(recipe: Recipe) -> str:
     return found
 
 
+def several_seeds(recipe: Recipe) -> None:
+    """Raise a UserError if there is a single seed, which says nothing about chance."""
+    if len(recipe.seeds) < 2:
+        raise UserError(f"seeds={list(recipe.seeds)} is a single one, and says nothing about chance: give 3 or more.")
+
+
 def listed(names: Sequence[str]) -> str:
     """Names as a sentence has them: a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
