@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from smidgen.errors import UserError
+from smidgen.process import runs
 from smidgen.process.compare import compare
 from smidgen.process.recipe import load_recipe
-from smidgen.process.runs import Run, what_went_wrong
+from smidgen.process.runs import Run, execute, what_went_wrong
 from smidgen.process.signals import stoppable
+from smidgen.process.technique import TechniqueSpec
 from tests.process.tiny import save_recipe
 
 RECIPE = """\
@@ -232,3 +234,35 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, number: signa
     second = subprocess.run(shorter, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
     result = json.loads(second.stdout)
     assert [row["status"] for row in result["techniques"]] == ["done", "done"]
+
+
+@pytest.mark.parametrize(("skip", "ended"), [(True, 2), (False, 4)])
+def test_a_failure_leaves_out_the_seeds_of_its_technique_only_where_that_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skip: bool, ended: int
+) -> None:
+    class Ended:
+        """A process that has ended, with an error if it was for LoRA."""
+
+        def __init__(self, run: Run, at_once: int) -> None:
+            self.run = run
+
+        def has_ended(self) -> bool:
+            return True
+
+        def stop(self) -> None:
+            """Nothing is left to stop."""
+
+        def error(self) -> str | None:
+            return "failed" if self.run.spec.name == "lora" else None
+
+    monkeypatch.setattr(runs, "_Process", Ended)
+    recipe = load_recipe(save_recipe(tmp_path))
+    entries = (("lora", 0), ("lora", 1), ("lora", 2), ("head", 0))
+    wanted = [Run.of(recipe, TechniqueSpec.parse(name), seed) for name, seed in entries]
+    told: list[str] = []
+    left = execute(
+        wanted, ended=lambda run, _: told.append(run.folder.name), watch=lambda _: None, skip_after_failure=skip
+    )
+    assert left == []
+    assert len(told) == ended
+    assert told[-1] == "head-s0"
