@@ -157,7 +157,9 @@ def _finding(choice: Choice, trials: Sequence[FrozenTrial], metric_name: str) ->
                 *("" for _ in range(RUNGS - len(row["validation"]))),
                 numbers.count(row["trained"]),
                 numbers.duration(row["seconds"]),
-                "chosen" if row["entry"] == choice.entry else row["error"] or STATES.get(row["state"], row["state"]),
+                "chosen"
+                if row["entry"] == choice.entry
+                else row["error"] or row["outside"] or STATES.get(row["state"], row["state"]),
             )
             for row in tried
         ],
@@ -213,19 +215,16 @@ def _winner(scores: Mapping[int, float], trained: Mapping[int, int], recipe: Rec
 
 def _nothing(search: Search) -> str:
     """Why no entry came to the end."""
-    failed = [trial.user_attrs for trial in search.trials() if "error" in trial.user_attrs]
-    most = search.recipe.choose.memory
-    too_large = [own for own in failed if most is not None and own.get("memory", 0) > most]
-    if too_large and len(too_large) == len(failed):
-        least = min(too_large, key=lambda own: own["memory"])
+    attributes = [trial.user_attrs for trial in search.trials()]
+    if errors := [f"  {words_of(own['entry'])}: {own['error']}" for own in attributes if "error" in own]:
+        return "\n".join(("No entry came to the end.", *errors))
+    if outside := [own for own in attributes if "outside" in own]:
+        least = min(outside, key=lambda own: own["memory"])
         return (
-            f"choose.memory={most} is met by nothing in compare. The least was {least['memory']:,} bytes, of "
-            f"{words_of(least['entry'])}. Allow more, or lower training.micro_batch_size."
+            f"choose.memory={search.recipe.choose.memory} is met by nothing in compare. The least was "
+            f"{least['memory']:,} bytes, of {words_of(least['entry'])}. Allow more, or lower training.micro_batch_size."
         )
-    errors = "\n".join(f"  {words_of(own['entry'])}: {own['error']}" for own in failed)
-    return (
-        f"No entry came to the end.\n{errors}" if failed else "No entry came to the end. Allow more trials or minutes."
-    )
+    return "No entry came to the end. Allow more trials or minutes."
 
 
 def _told(trial: FrozenTrial) -> dict[str, Any]:
@@ -236,4 +235,5 @@ def _told(trial: FrozenTrial) -> dict[str, Any]:
         "trained": trial.user_attrs.get("trained"),
         "seconds": trial.user_attrs.get("seconds"),
         "error": trial.user_attrs.get("error"),
+        "outside": trial.user_attrs.get("outside"),
     }

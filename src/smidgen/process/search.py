@@ -255,7 +255,7 @@ class Search:
                 trial.report(score, rung)
                 trial.set_user_attr(f"rank {rung}", [score if self.metric.lower_is_better else -score, loss])
                 return score
-            trial.set_user_attr("error", f"it takes {size(metrics['peak_memory_bytes'])} of memory")
+            trial.set_user_attr("outside", f"it takes {size(metrics['peak_memory_bytes'])} of memory")
         self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return None
 
