@@ -166,7 +166,7 @@ def identify(
     Examples: `smidgen identify recipe.yaml`, `smidgen identify recipe.yaml --budget 100k --write chosen.yaml`
     """
     from smidgen.files import write_text
-    from smidgen.process.identification import allotted, technique_of
+    from smidgen.process.identification import allotted, check_budget, technique_of
     from smidgen.process.identification import identify as identified
     from smidgen.process.recipe import load_recipe
     from smidgen.process.technique import TechniqueSpec
@@ -177,13 +177,16 @@ def identify(
     budget = budget or loaded.identify.budget
     if write is not None and (budget is None or write.exists()):
         raise UserError(f"--write {write} " + ("is there already." if budget else "needs a --budget."))
+    if budget is not None:
+        check_budget(budget)
     found = identified(loaded)
     ranks = None if budget is None else allotted(found, loaded, budget)
     if picture is not None:
         write_text(picture, as_picture(found, ranks, f"Where {loaded.model} has something to gain"))
     entries = None if ranks is None else technique_of(found, ranks)
     if write is not None and entries is not None:
-        chosen = loaded.model_copy(update={"technique": TechniqueSpec.parse(entries)})
+        own = {"technique": TechniqueSpec.parse(entries), "output": str(Path(loaded.output) / write.stem)}
+        chosen = loaded.model_copy(update=own)
         write_text(write, chosen.written())
     if as_json:
         _print_json({"layers": [dataclasses.asdict(layer) for layer in found], "ranks": ranks, "technique": entries})
@@ -420,7 +423,10 @@ def refine(recipe: RecipeFile, set_: Set = None, at_once: AtOnce = 1, as_json: A
         _refuse(failures)
         return
     found, _ = read(output / "refine.json")
-    _print(*finding_lines(found), f"\nThe recipe is {output / 'refined.yaml'}, the page {output / 'refine.html'}")
+    width = _console().width
+    _print(
+        *finding_lines(found, width), f"\nThe recipe is {output / 'refined.yaml'}, the page {output / 'refine.html'}"
+    )
     _refuse(failures)
 
 
@@ -481,7 +487,8 @@ def study(
     if as_json:
         _print_json(dataclasses.asdict(found))
     else:
-        _print(*finding_lines(found), f"\nThe page: {Path(loaded.output) / 'study.html'}")
+        width = _console().width
+        _print(*finding_lines(found, width), f"\nThe page: {Path(loaded.output) / 'study.html'}")
     _refuse(failures)
 
 

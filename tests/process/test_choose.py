@@ -192,6 +192,12 @@ def test_entries_that_are_fixed_are_tried_once(tmp_path: Path) -> None:
     assert choose(load_recipe(path, [fixed]), command="").tried == 2
 
 
+def test_too_few_steps_to_tell_entries_apart_are_refused(tmp_path: Path) -> None:
+    path = save_recipe(tmp_path, RECIPE)
+    with pytest.raises(UserError, match="The whole training has 4 steps, and a ninth of them tells nothing"):
+        choose(load_recipe(path, ["training.max_steps=4"]), command="")
+
+
 def test_minutes_end_the_search(tmp_path: Path) -> None:
     path = save_recipe(tmp_path, RECIPE)
     choice = choose(load_recipe(path, ["choose.minutes=0.001", "choose.trials=1000"]), command="")

@@ -178,9 +178,17 @@ def test_what_cannot_be_studied_is_refused_before_anything_runs(
     assert not (tmp_path / "out" / "runs").exists()
 
 
+def test_a_task_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    for promise in ("forgetting", "portability"):
+        with pytest.raises(UserError, match=r"study\.tasks\.third: .*missing\.csv.* no such file"):
+            study(load_recipe(path, ["study.tasks.third.train=missing.csv"]), promise, command="")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        (["study.margin=1"], "study.margin"),
         (["study.sizes=[64, 16]"], "ascending"),
         (["study.draws=0"], "study.draws"),
         (["study.tasks={_a: {train: x.csv}}"], "letters, digits"),

@@ -77,9 +77,11 @@ def candidates(recipe: Recipe, data: TaskData) -> dict[str, Candidate]:
     if not found:
         name, count = min(counts.items(), key=lambda item: item[1])
         slug, _, size = name.partition(" ")
+        named = next(spec for spec in recipe.compare if spec.slug == slug)
+        option = _size_option(named.parts[0])
         raise UserError(
             f"choose.trained={recipe.choose.trained} is met by nothing in compare. The smallest is {slug}"
-            f"{f' at {size}' if size != '0' else ''}, which trains {count:,} parameters, the head among them."
+            f"{f' with {option} {size}' if option else ''}, which trains {count:,} parameters, the head among them."
         )
     return found
 

@@ -22,8 +22,8 @@ from smidgen.process.data import load_data
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.log import check_tracker
 from smidgen.process.recipe import Recipe
-from smidgen.process.runs import POLL_SECONDS
-from smidgen.process.search import FACTOR, RUNGS, Search, alive
+from smidgen.process.runs import POLL_SECONDS, steps_of
+from smidgen.process.search import FACTOR, RUNGS, WIDTH, Search, alive
 from smidgen.process.technique import TechniqueSpec
 from smidgen.process.tested import test_scores
 from smidgen.process.trainer import Tell, Trainer
@@ -95,17 +95,27 @@ def choose(recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = lambd
             f"choose.trials={recipe.choose.trials} is below the {len(recipe.compare)} entries of compare, each of "
             "which is tried once at least."
         )
+    steps = steps_of(recipe.training, len(data.train))
+    if steps < WIDTH:
+        raise UserError(
+            f"The whole training has {steps} steps, and a ninth of them tells nothing about an entry. Raise "
+            "training.epochs or lower training.batch_size."
+        )
     space = candidates(recipe, data)
     folder = Path(recipe.output) / "choose"
     folder.mkdir(parents=True, exist_ok=True)
     with alive(folder) as process:
         trainer = Trainer(recipe, command=command, at_once=at_once, tell=tell)
         search = Search(recipe, data, space, folder, process, trainer)
-        while (going := search.begin()) or search.is_worked_on():  # by others, whose entries count
+        is_waiting = False
+        while (going := search.begin()) or search.is_worked_on():
             if going:
                 search.go(going)
-            else:
-                time.sleep(POLL_SECONDS)
+                continue
+            if not is_waiting:
+                tell("Waiting for other processes, whose entries count.")
+            is_waiting = True
+            time.sleep(POLL_SECONDS)
         return _end(search)
 
 

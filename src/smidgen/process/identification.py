@@ -147,7 +147,10 @@ def numbers_in(budget: str) -> int:
     count = int(number * {"": 1, "K": 1000, "M": 1_000_000}[found.group(2).upper()]) if found else 0
     count //= 4 if found and found.group(3) else 1
     if count < 1:
-        raise UserError(f"--budget {budget!r} is no number of parameters, such as 100k or 1.5M, or of bytes, as 400kB.")
+        raise UserError(
+            f"--budget {budget!r} is no number of parameters, such as 100k or 1.5M, of bytes, as 400kB, or of time, as "
+            "10min."
+        )
     return count
 
 
@@ -233,6 +236,12 @@ def allot_time(found: Sequence[Sensitivity], recipe: Recipe, seconds: float) -> 
             f"{duration(min(planned.values()))}. Allow more, or lower training.epochs."
         )
     return ranks_from(first)
+
+
+def check_budget(budget: str) -> None:
+    """Raise a UserError unless it is a budget of numbers, bytes or time."""
+    if seconds_in(budget) is None:
+        numbers_in(budget)
 
 
 def allotted(found: Sequence[Sensitivity], recipe: Recipe, budget: str) -> Ranks:

@@ -77,7 +77,8 @@ class Job:
         shortened = [
             note for split, (rows, cut) in self._encoded.items() for note in self._row_notes(rows, cut, f"data.{split}")
         ]
-        return [*self.data.notes, *shortened, *self._probe_notes()]
+        start = [f"Training goes on from the adapter in {self.recipe.start}."] if self.recipe.start else []
+        return [*start, *self.data.notes, *shortened, *self._probe_notes()]
 
     def _probe_notes(self) -> Iterator[str]:
         rows = self.splits["train"]

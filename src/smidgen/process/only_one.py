@@ -27,7 +27,10 @@ def only_one(folder: Path) -> Iterator[None]:
     if not this_process().is_main_process:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"output={str(folder)!r} is a file. Give a folder.") from error
     lock = folder / ".lock"
     try:
         with FileLock(lock, timeout=0):

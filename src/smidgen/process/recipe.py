@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, StrictBool, model_validator
+from pydantic import AfterValidator, Field, StrictBool, StrictFloat, model_validator
 
 from smidgen import files, manifest
 from smidgen.process.fields import (
@@ -140,6 +140,10 @@ class ProbeConfig(Section):
     length: Count = 128
 
 
+Margin = Annotated[StrictFloat, Field(gt=0, le=0.2)]
+"""A share of one, so that 1 is no point: larger ones would call everything the same."""
+
+
 class StudyConfig(Section):
     """What the studies of a recipe vary.
 
@@ -155,7 +159,7 @@ class StudyConfig(Section):
     sizes: Sizes = (16, 64, 256, 1024)
     draws: Count = 5
     steps: Count = 300
-    margin: Positive = 0.01
+    margin: Margin = 0.01
     tasks: dict[Name, DataConfig] = Field(default_factory=dict)
 
 

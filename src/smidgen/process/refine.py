@@ -225,6 +225,7 @@ def _finding(recipe: Recipe, history: Sequence[Round], tests: Mapping[str, Seque
         if kept
         else f"None of {len(history) - 1} changes was better beyond chance: the start is kept."
     )
+    answer += f" Test {metric.word} of the start: {metric.score(before)}{metric.unit}." if not kept else ""
     if kept:
         answer += f" Test {metric.word} {metric.score(after)} after {metric.score(before)}{metric.unit}."
     return Finding(

@@ -108,7 +108,8 @@ class Search:
                 self.study.enqueue_trial(self._defaults(slug, candidate))
         elif self.study.user_attrs != known:
             raise UserError(
-                f"{self.folder} holds a search of another recipe or other rows. Remove it, or give another output."
+                f"{self.folder} holds a search of another recipe, of other rows, or with another choose.trained or "
+                "choose.memory. Remove it, or give another output."
             )
 
     def _fingerprint(self) -> str:
@@ -146,7 +147,7 @@ class Search:
         return _is_gone(self.folder / f"{trial.user_attrs.get('process', '')}.lock")
 
     def begin(self) -> list[Going]:
-        """Let entries start: a whole round, fewer if the budget has no room for it, or none.
+        """Let entries start: a round of them, fewer if the budget has no room for it, or none.
 
         Those that a process left that is no more are taken up first. No other process does so meanwhile.
         """
@@ -166,11 +167,10 @@ class Search:
         import optuna
 
         states = optuna.trial.TrialState
-        waiting = self.study.get_trials(deepcopy=False, states=[states.WAITING])
         tried = [trial for trial in self.trials() if trial.state != states.WAITING]
         left = min(self.recipe.choose.trials, self._distinct()) - len(tried)
         minutes = self.recipe.choose.minutes
-        width: int = min(max(WIDTH, len(waiting)), left)
+        width = int(min(WIDTH, left))
         if minutes is None or not tried:
             return max(0, width)
         seconds = 60 * minutes - sum(trial.user_attrs.get("seconds", 0.0) for trial in tried)

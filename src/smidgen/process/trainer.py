@@ -100,7 +100,11 @@ class Trainer:
 
 def title_of(spec: TechniqueSpec, recipe: Recipe) -> str:
     """A technique's name for people; its options too, if the recipe compares another entry of the same technique."""
-    title = " + ".join(method.title for method in spec.methods())
+    titles = [method.title for method in spec.methods()]
+    title = " + ".join(dict.fromkeys(titles))
+    if len(titles) > len(set(titles)):  # the same at several ranks, as identify and refine choose them
+        ranks = dict.fromkeys(str(getattr(method, "rank", "")) for method in spec.methods())
+        title += f" of ranks {', '.join(ranks)}"
     twins = [other for other in recipe.compare if other.name == spec.name]
     return title if len(twins) < 2 else f"{title} ({spec.slug.removeprefix(spec.name).lstrip('-') or 'as it is'})"
 

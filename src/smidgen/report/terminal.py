@@ -107,17 +107,24 @@ def contrast_lines(found: Contrast, first: str, second: str) -> Iterator[str]:
     }[found.verdict]
 
 
-def finding_lines(found: Finding) -> Iterator[str | Text | Table]:
-    """What a study found: the answer, the table, and what one should know about its numbers."""
+def finding_lines(found: Finding, width: int) -> Iterator[str | Text | Table]:
+    """What was found: the answer, the table, or its rows one below the other where it is too wide, and the notes."""
     yield Text(found.title, style="bold")
     yield f"{found.answer}\n"
-    table = Table(box=None, pad_edge=False)
-    for column, heading in enumerate(found.headings):
-        longest = max((len(row[column]) for row in found.table), default=0)
-        table.add_column(Text(heading), justify="right" if column else "left", min_width=longest if column else None)
-    for row in found.table:
-        table.add_row(*map(Text, row))
-    yield table
+    cells = [max(map(len, column), default=0) for column in zip(*found.table, strict=True)] or [0] * len(found.headings)
+    words = [max(map(len, heading.split()), default=0) for heading in found.headings]
+    widths = [max(pair) for pair in zip(cells, words, strict=True)]
+    if sum(widths) + 2 * len(widths) <= width:
+        table = Table(box=None, pad_edge=False)
+        for column, heading in enumerate(found.headings):
+            table.add_column(Text(heading), justify="right" if column else "left", min_width=widths[column])
+        for row in found.table:
+            table.add_row(*map(Text, row))
+        yield table
+    else:
+        for first, *rest in found.table:
+            yield Text(first, style="bold")
+            yield from (f"  {name}: {cell}" for name, cell in zip(found.headings[1:], rest, strict=True) if cell)
     for note in found.notes:
         yield f"\n{note}"
 

@@ -71,7 +71,7 @@ def study_cost(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
         ],
         chart=Chart(
             kind="intervals",
-            title=f"Planned time over measured time; the lines are {100 * CLOSE:.0f} % apart from it",
+            title=f"Planned time over measured time; the band is {100 * CLOSE:.0f} % to either side",
             across="Planned over measured, %",
             up="",
             lines=[
@@ -158,8 +158,8 @@ def _answer(rows: Sequence[dict[str, Any]], base: dict[str, Any] | None, titles:
         names = titles[others[0]["technique"]] if len(others) == 1 else f"{len(others)} techniques"
         disk = _between([row["tasks_bytes"] for row in others], numbers.size)
         sentences.append(
-            f"Beside full fine-tuning, {names} take {listed(parts)}; {TASKS} tasks take {disk} instead of "
-            f"{numbers.size(base['tasks_bytes'])}."
+            f"Beside full fine-tuning, {names} {'takes' if len(others) == 1 else 'take'} {listed(parts)}; {TASKS} "
+            f"tasks take {disk} instead of {numbers.size(base['tasks_bytes'])}."
         )
     for what, planned in (("seconds", "planned_seconds"), ("memory_bytes", "planned_memory_bytes")):
         far = [titles[row["technique"]] for row in rows if abs(row[planned] / row[what] - 1) > CLOSE]

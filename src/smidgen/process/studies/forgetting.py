@@ -17,7 +17,7 @@ from smidgen.process.job import reopen
 from smidgen.process.models import load_model
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Metrics, Run
-from smidgen.process.studies.words import listed
+from smidgen.process.studies.words import check_tasks, listed
 from smidgen.process.technique import TechniqueSpec
 from smidgen.process.trainer import Trainer, titles_of
 from smidgen.report import numbers
@@ -52,6 +52,7 @@ def study_forgetting(recipe: Recipe, data: TaskData, trainer: Trainer) -> Findin
             "study.tasks is empty: name the data of other tasks that are learned after this one, such as "
             "{topics: {train: topics.csv}}."
         )
+    check_tasks(recipe)
     return _of_tasks(recipe, trainer)
 
 

@@ -168,7 +168,7 @@ def standing(curve: Curve, base: Curve, metric_name: str) -> str:
         ours, theirs = ([run["test"] for run in found[size]] for found in (curve, base))
         low, high = beyond_chance(ours, theirs, metric_name)
         better = (low > 0) != metric.lower_is_better
-        state = "level" if low <= 0 <= high else "ahead" if better else "behind"
+        state = "not shown to differ" if low <= 0 <= high else "ahead" if better else "behind"
         states.setdefault(state, []).append(count(size))
     return ", ".join(f"{state} with {listed(sizes)} rows" for state, sizes in states.items()) or "not comparable"
 

@@ -62,7 +62,7 @@ def study_parity(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
             f"{100 * (1 - 2 * level):.3g} % interval",
             "p",
             "Verdict",
-            "Seeds for 80 % power",
+            "Seeds needed",
         ),
         table=[
             (titles[full], metric.score(float(np.mean(measured[full]))), "", "", "", "", ""),

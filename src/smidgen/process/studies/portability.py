@@ -18,7 +18,7 @@ from smidgen.process.models import load_model, quietly
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Run
 from smidgen.process.studies.little_data import Curve, area, cell_of, chart_of, few_run, few_sizes, rows_of, standing
-from smidgen.process.studies.words import listed
+from smidgen.process.studies.words import check_tasks, listed
 from smidgen.process.technique import Part, TechniqueSpec
 from smidgen.process.trainer import Trainer, titles_of
 from smidgen.report.numbers import count, metric_named
@@ -62,6 +62,7 @@ def study_portability(recipe: Recipe, data: TaskData, trainer: Trainer) -> Findi
             "study.tasks is empty: name the data of other tasks, whose adapters this one may start from, such as "
             "{topics: {train: topics.csv}}."
         )
+    check_tasks(recipe)
     if recipe.start is not None:
         raise UserError(f"start={recipe.start!r} is given, so that nothing would begin anew. Leave it out.")
     sizes = (*few_sizes(recipe, data), len(data.train))

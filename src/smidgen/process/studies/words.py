@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from smidgen.errors import UserError
 from smidgen.process.compare import BASELINE
+from smidgen.process.data import load_data
 from smidgen.process.recipe import Recipe
 
 
@@ -22,6 +23,15 @@ def needs_full(recipe: Recipe) -> str:
     if len(recipe.compare) < 2:
         raise UserError(f"compare=[{found}] holds nothing beside {BASELINE} to study.")
     return found
+
+
+def check_tasks(recipe: Recipe) -> None:
+    """Raise a UserError that names the task of `study.tasks` whose data cannot be read."""
+    for name, data in recipe.study.tasks.items():
+        try:
+            load_data(data, recipe.task)
+        except UserError as error:
+            raise UserError(f"study.tasks.{name}: {error}") from error
 
 
 def several_seeds(recipe: Recipe) -> None:
