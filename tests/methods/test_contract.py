@@ -158,7 +158,8 @@ def test_merged_gives_the_same_logits(method: Method, model: PreTrainedModel, ba
         assert torch.equal(logits(model, batch), expected)
         return
     adapter.merge()
-    torch.testing.assert_close(logits(model, batch), expected, atol=1e-5, rtol=0)
+    scale = max(1.0, float(expected.abs().max()))  # fp32 rounds in proportion to what it adds up
+    torch.testing.assert_close(logits(model, batch), expected, atol=1e-5 * scale, rtol=0)
     assert set(dict(model.named_parameters())) == names
 
 
