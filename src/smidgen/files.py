@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,21 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is not valid JSON: {error}. It was changed or cut short after it was written."
         ) from None
+
+
+def once(path: Path, known: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """What `measure` gives, kept in a JSON file as long as what it is of stays the same.
+
+    Args:
+        path: the file.
+        known: what it is of; kept beside it.
+        measure: gives fields of other names.
+    """
+    kept: dict[str, Any] = read_json(path) if path.is_file() else {}
+    if not kept.items() >= known.items():
+        kept = {**measure(), **known}
+        write_json(path, kept)
+    return kept
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -195,7 +195,7 @@ def _finding(choice: Choice, trials: Sequence[FrozenTrial], metric_name: str) ->
         ),
         notes=(
             "Each entry is trained anew for a part of the steps, with its whole schedule; the best third goes on. "
-            "Scores are on the validation rows. The test split was scored for the chosen entry alone.",
+            "Scores are on the validation rows.",
         ),
         rows=rows,
     )

@@ -225,9 +225,8 @@ def _finding(recipe: Recipe, history: Sequence[Round], tests: Mapping[str, Seque
         if kept
         else f"None of {len(history) - 1} changes was better beyond chance: the start is kept."
     )
-    answer += f" Test {metric.word} of the start: {metric.score(before)}{metric.unit}." if not kept else ""
-    if kept:
-        answer += f" Test {metric.word} {metric.score(after)} after {metric.score(before)}{metric.unit}."
+    tested = f"{metric.score(after)} after {metric.score(before)}" if kept else f"of the start: {metric.score(before)}"
+    answer += f" Test {metric.word} {tested}{metric.unit}."
     return Finding(
         title="Which layers, refined",
         answer=answer,
@@ -259,8 +258,9 @@ def _finding(recipe: Recipe, history: Sequence[Round], tests: Mapping[str, Seque
             ],
         ),
         notes=(
-            "A change is kept if the 95 % interval of the paired difference on the validation rows, over rows and "
-            "seeds, leaves out 0. The test split was scored for the start and for what is kept at the end.",
+            "A change is kept if the interval of the paired difference on the validation rows leaves out 0, over rows "
+            "and over seeds; its level is such that one of all rounds would by chance in 5 %. The test split was "
+            "scored for the start and for what is kept at the end.",
         ),
         rows=[dataclasses.asdict(entry) for entry in history],
     )

@@ -150,11 +150,7 @@ def _ranks(recipe: Recipe, layers: Sequence[Sensitivity]) -> Ranks | None:
     if budget is None:
         return None
     known = {"budget": budget, "recipe": recipe.fingerprint()}
-    kept: dict[str, Any] = files.read_json(path) if path.is_file() else {}
-    if not kept.items() >= known.items():
-        kept = {**known, "ranks": allotted(layers, recipe, budget)}
-        files.write_json(path, kept)
-    return dict(kept["ranks"])
+    return dict(files.once(path, known, lambda: {"ranks": allotted(layers, recipe, budget)})["ranks"])
 
 
 def _inspect(recipe: Recipe) -> Finding:

@@ -20,8 +20,4 @@ def test_scores(folder: Path) -> dict[str, Any]:
         "adapter": files.sha256(folder / "adapter" / manifest.FILE),
         "data": files.read_json(folder / "metrics.json")["data"],
     }
-    kept: dict[str, Any] = files.read_json(path) if path.is_file() else {}
-    if not kept.items() >= known.items():
-        kept = {**known, "test": reopen(folder).evaluate()}
-        files.write_json(path, kept)
-    return dict(kept["test"])
+    return dict(files.once(path, known, lambda: {"test": reopen(folder).evaluate()})["test"])

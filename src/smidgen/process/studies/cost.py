@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from smidgen import files
+from smidgen.errors import UserError
 from smidgen.process.data import TaskData
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.recipe import Recipe
@@ -99,21 +100,23 @@ def _plan(run: Run, data: TaskData, trainer: Trainer) -> dict[str, Any] | None:
     """What smidgen plan says of a run, in a process of its own as a user has it; None if it fails."""
     path = run.folder / "plan.json"
     known = {"recipe": run.recipe.fingerprint(), "data": data.fingerprint(), "at_once": trainer.at_once}
-    if path.is_file():
-        kept: dict[str, Any] = files.read_json(path)
-        if kept.items() >= known.items():
-            return kept
+    try:
+        return files.once(path, known, lambda: _planned(run, trainer.at_once))
+    except UserError as error:
+        trainer.failures[f"plan of {trainer.name_of(run)}"] = str(error)
+        return None
+
+
+def _planned(run: Run, at_once: int) -> dict[str, Any]:
     ended = subprocess.run(
         [sys.executable, "-m", "smidgen", "plan", str(run.folder / "recipe.yaml"), "--json"],
         capture_output=True,
         text=True,
-        env=share_of_cores(trainer.at_once) | os.environ,
+        env=share_of_cores(at_once) | os.environ,
     )
     if ended.returncode:
-        trainer.failures[f"plan of {trainer.name_of(run)}"] = what_went_wrong(ended.returncode, ended.stderr.strip())
-        return None
-    planned: dict[str, Any] = json.loads(ended.stdout) | known
-    files.write_json(path, planned)
+        raise UserError(what_went_wrong(ended.returncode, ended.stderr.strip()))
+    planned: dict[str, Any] = json.loads(ended.stdout)
     return planned
 
 

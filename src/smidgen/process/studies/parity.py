@@ -13,7 +13,7 @@ from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.recipe import Recipe
 from smidgen.process.studies.words import listed, needs_full, several_seeds
 from smidgen.process.trainer import Trainer, scores_of, titles_of
-from smidgen.report.numbers import Metric, metric_named
+from smidgen.report.numbers import metric_named
 
 VERDICTS: dict[Verdict, str] = {
     "same": "as good",
@@ -90,7 +90,7 @@ def study_parity(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
             ],
             marks=(-shown(margin), 0.0, shown(margin)),
         ),
-        notes=_notes(recipe, metric, within),
+        notes=_notes(recipe, within),
         rows=[
             {
                 "technique": name,
@@ -131,7 +131,7 @@ def _answer(
     return " ".join(sentences)
 
 
-def _notes(recipe: Recipe, metric: Metric, within: str) -> Sequence[str]:
+def _notes(recipe: Recipe, within: str) -> Sequence[str]:
     return (
         f"Two one-sided t tests on the {len(recipe.seeds)} paired differences ask whether a difference of {within} or "
         "more can be ruled out; p is the larger of the two, after Holm's correction for the number of techniques, and "
