@@ -28,6 +28,8 @@ from smidgen.process.spans import spans_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from smidgen.process.frozen_states import FrozenStates
+
 T = TypeVar("T")
 
 UNFINISHED = 4
@@ -42,6 +44,7 @@ def evaluate(
     pad_id: int,
     batch_size: int = 32,
     precision: str = "fp32",
+    frozen: FrozenStates | None = None,
 ) -> Scores:
     """Score a model on labelled rows.
 
@@ -52,6 +55,7 @@ def evaluate(
         pad_id: fills short rows.
         batch_size: rows at once.
         precision: number format of the activations.
+        frozen: keeps states of the rows for the next time; None: there is none.
 
     Returns:
         Classification: loss, accuracy, macro_f1 (over the classes that the rows have), per_class, confusion (one row a
@@ -63,12 +67,16 @@ def evaluate(
 
     def score(batch: list[Encoded]) -> list[tuple[float, Any, Any]]:
         inputs = collate(batch, pad_id)
-        found = logits(model, inputs, precision)
+        with contextlib.nullcontext() if frozen is None else frozen.given(batch):
+            found = logits(model, inputs, precision)
         losses = loss_sum(found, inputs["labels"].to(found.device))
         answers = found.argmax(-1).tolist() if labels else [None] * len(batch)
         chances = found.float().softmax(-1).cpu().numpy() if found.dim() == 2 and labels else [None] * len(batch)
         return list(zip(losses.tolist(), answers, chances, strict=True))
 
+    if frozen is not None:
+        with _evaluating(model):
+            frozen.keep(rows)
     scored = _in_batches(model, rows, batch_size, score)
     losses, answers, chances = [row[0] for row in scored], [row[1] for row in scored], [row[2] for row in scored]
     tokens = [count_labels(row) for row in rows]

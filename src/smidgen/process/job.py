@@ -19,6 +19,7 @@ from smidgen.process import predict as prediction
 from smidgen.process.data import Example, TaskData, load_data, read_examples
 from smidgen.process.encoding import Encoded, encode, pad_id
 from smidgen.process.evaluate import evaluate, generate, longest_answer
+from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.memory import told_when_it_runs_out
 from smidgen.process.models import class_names, kind, load_model
 from smidgen.process.optimizer import Rates, rates_of
@@ -48,6 +49,7 @@ class Job:
         tokenizer: the model's.
         adapter: what the recipe's technique trains.
         trained_on: of a finished run, the fingerprint of its data.
+        frozen: what a run that trains it keeps of the rows from one epoch to the next.
     """
 
     recipe: Recipe
@@ -56,6 +58,7 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     adapter: Adapter
     trained_on: str | None = None
+    frozen: FrozenStates | None = None
 
     @functools.cached_property
     def data(self) -> TaskData:
@@ -78,7 +81,8 @@ class Job:
             note for split, (rows, cut) in self._encoded.items() for note in self._row_notes(rows, cut, f"data.{split}")
         ]
         start = [f"Training goes on from the adapter in {self.recipe.start}."] if self.recipe.start else []
-        return [*start, *self.data.notes, *shortened, *self._probe_notes()]
+        kept = [self.frozen.note] if self.frozen is not None and self.frozen.note else []
+        return [*start, *self.data.notes, *shortened, *self._probe_notes(), *kept]
 
     def _probe_notes(self) -> Iterator[str]:
         rows = self.splits["train"]
@@ -165,6 +169,7 @@ class Job:
             pad_id=pad_id(self.tokenizer),
             batch_size=self.recipe.training.rows_at_once,
             precision=self.recipe.training.precision,
+            frozen=self.frozen,
         )
 
     @functools.cached_property

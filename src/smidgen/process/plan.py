@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,10 +21,12 @@ from torch import Tensor
 from smidgen import targets
 from smidgen.process.batches import order
 from smidgen.process.encoding import Encoded
+from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.memory import peak_memory, used_memory
 from smidgen.process.models import gradient_checkpointing
 from smidgen.process.parallel import this_process
 from smidgen.process.run_recipe import TrainingConfig
+from smidgen.process.shelf import Shelf
 from smidgen.process.train import backward
 from smidgen.stepping import unwatched
 
@@ -51,7 +55,8 @@ class Plan:
         optimizer_bytes: of AdamW's moments.
         activation_bytes: what a step on the longest batch keeps for its backward pass, beside the weights.
         memory_bytes: estimated peak memory of the process, or of the accelerator.
-        seconds: estimated time of all steps, without evaluation.
+        frozen_blocks: how many blocks are computed once, their states kept.
+        seconds: estimated time of all steps and of what is kept, without evaluation.
     """
 
     technique: str
@@ -68,6 +73,7 @@ class Plan:
     optimizer_bytes: int
     activation_bytes: int
     memory_bytes: int
+    frozen_blocks: int
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
@@ -90,10 +96,10 @@ def make_plan(
     lengths = [len(row.input_ids) for row in rows]
     batches = order(lengths, training.batch_size, seed=training.seed, epoch=0)
     steps = len(batches) * training.epochs
-    trial = try_steps(model, adapter, rows, batches, training, pad_id)
+    steps_made = min(steps, training.max_steps or steps)
+    trial = try_steps(model, adapter, rows, batches, training, pad_id, keep=steps_made > len(batches))
     padded = sum(_padded(lengths, batch, adapter.virtual_tokens) for batch in batches)
     whole = trial.seconds_per_token * padded * training.epochs
-    steps_made = min(steps, training.max_steps or steps)
     return Plan(
         technique=" + ".join(method.title for method in adapter.methods),
         options=[f"{method.title}: {method.summary() or 'no options'}" for method in adapter.methods],
@@ -109,15 +115,18 @@ def make_plan(
         optimizer_bytes=trial.optimizer_bytes,
         activation_bytes=trial.activation_bytes,
         memory_bytes=trial.memory_bytes,
-        seconds=whole * steps_made / steps,
+        frozen_blocks=trial.frozen_blocks,
+        seconds=whole * steps_made / steps + trial.keeping_seconds_per_token * sum(lengths),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What the tried steps showed."""
+    """What the tried steps showed; states are kept once for each of the rows' own tokens."""
 
     seconds_per_token: float
+    keeping_seconds_per_token: float
+    frozen_blocks: int
     optimizer_bytes: int
     activation_bytes: int
     memory_bytes: int
@@ -130,22 +139,38 @@ def try_steps(
     batches: Sequence[Sequence[int]],
     training: TrainingConfig,
     pad_id: int,
+    *,
+    keep: bool,
 ) -> Trial:
-    """Make a step on the largest batch, counting what it keeps for backward, then two on a typical one, timed."""
+    """Make a step on the largest batch, counting what it keeps for backward, then two on a typical one, timed.
+
+    With `keep`, the steps start from kept states where a run's would.
+    """
     size = (training.micro_batch_size or training.batch_size) * this_process().num_processes
     lengths = [len(row.input_ids) for row in rows]
     pieces = sorted((batch[:size] for batch in batches), key=lambda piece: _padded(lengths, piece, 0))
     largest, typical = pieces[-1], pieces[len(pieces) // 2]
-    with _undone(model, adapter), unwatched(adapter), gradient_checkpointing(model, training.gradient_checkpointing):
+    with (
+        _undone(model, adapter),
+        unwatched(adapter),
+        gradient_checkpointing(model, training.gradient_checkpointing),
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(FrozenStates(model, adapter, training, pad_id, Shelf(Path(folder)))) as frozen,
+    ):
+        keeping = 0.0
+        for piece in (largest, typical) if keep else ():
+            started = time.perf_counter()
+            frozen.keep([rows[row] for row in piece])
+            keeping = time.perf_counter() - started
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.0)
         before = used_memory(model.device)
         with _counted() as saved:
-            _step(model, optimizer, rows, largest, training, pad_id)
+            _step(model, optimizer, [rows[row] for row in largest], training, pad_id, frozen)
         state = 3 * sum(p.numel() * p.element_size() for p in adapter.parameters())  # gradient and AdamW's two moments
         seconds = []
         for _ in range(2):
             started = time.perf_counter()
-            _step(model, optimizer, rows, typical, training, pad_id)
+            _step(model, optimizer, [rows[row] for row in typical], training, pad_id, frozen)
             seconds.append(time.perf_counter() - started)
         moments = sum(
             tensor.numel() * tensor.element_size()
@@ -155,7 +180,8 @@ def try_steps(
         )
         peak = max(peak_memory(model.device), before + state + saved.total())
     per_token = min(seconds) / _padded(lengths, typical, adapter.virtual_tokens)
-    return Trial(per_token, moments, saved.total(), int(peak))
+    kept_per_token = keeping / sum(lengths[row] for row in typical)
+    return Trial(per_token, kept_per_token, frozen.depth, moments, saved.total(), int(peak))
 
 
 def _padded(lengths: Sequence[int], batch: Sequence[int], more: int) -> int:
@@ -165,12 +191,12 @@ def _padded(lengths: Sequence[int], batch: Sequence[int], more: int) -> int:
 def _step(
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
-    rows: Sequence[Encoded],
-    batch: Sequence[int],
+    batch: Sequence[Encoded],
     training: TrainingConfig,
     pad_id: int,
+    frozen: FrozenStates,
 ) -> None:
-    backward(model, [rows[row] for row in batch], training, pad_id)
+    backward(model, batch, training, pad_id, frozen)
     optimizer.step()
     optimizer.zero_grad()
     if model.device.type == "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 
 from smidgen import files
+from smidgen.embedded import cache_folder
 from smidgen.errors import Interrupted, UserError
 from smidgen.own import own_parameters
 from smidgen.process import checkpoint
 from smidgen.process.batches import WholeEpochs
 from smidgen.process.encoding import pad_id
+from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.job import Job, prepare
 from smidgen.process.log import check_tracker
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
@@ -24,6 +27,7 @@ from smidgen.process.only_one import only_one
 from smidgen.process.parallel import get_weights, is_sharded, this_process
 from smidgen.process.run_recipe import RunRecipe, refuse_own
 from smidgen.process.scores import Scores
+from smidgen.process.shelf import Shelf
 from smidgen.process.train import Progress, train
 
 
@@ -42,7 +46,9 @@ def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any
         UserError: an unfinished run is in the way, the memory does not suffice, or the loss is not finite.
         Interrupted: Ctrl-C; a checkpoint was saved.
     """
-    with only_one(Path(job.recipe.output)):
+    shelf = Shelf(cache_folder() / "frozen")
+    job.frozen = FrozenStates(job.model, job.adapter, job.recipe.training, pad_id(job.tokenizer), shelf)
+    with only_one(Path(job.recipe.output)), contextlib.closing(job.frozen):
         return _run(job, resume=resume, quiet=quiet)
 
 
@@ -61,6 +67,7 @@ def _run(job: Job, *, resume: bool, quiet: bool) -> dict[str, Any]:
             rates=job.rates,
             pad_id=pad_id(job.tokenizer),
             fingerprint=job.data.fingerprint(),
+            frozen=job.frozen,
             probe=job.probe,
             resume=resume,
             quiet=quiet,
@@ -153,6 +160,7 @@ def _metrics(job: Job, progress: Progress, scores: Scores | None, peak: int) -> 
         "total": job.adapter.total,
         "base_parameters": sum(parameter.numel() for _, parameter in own_parameters(job.model)),
         "seconds": progress.seconds,
+        "frozen_blocks": 0 if job.frozen is None else job.frozen.depth,
         "steps": progress.step,
         "tokens": progress.tokens,
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),

@@ -73,6 +73,9 @@ class TrainingConfig(Section):
         checkpoint_steps: steps between them; None: never by steps.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         precision: number format of the frozen weights and of the activations.
+        frozen_states: how states below the first thing that learns are kept, where they are the same in every epoch:
+            "exact"; "bf16", rounded, in half of the place; or "off".
+        frozen_dropout: whether the blocks below it drop out while the rest is trained; if not, states can be kept.
         tracker: where losses and scores are sent as well; None: nowhere.
     """
 
@@ -92,6 +95,8 @@ class TrainingConfig(Section):
     checkpoint_steps: Count | None = None
     gradient_checkpointing: StrictBool = False
     precision: Precision = "fp32"
+    frozen_states: Literal["exact", "bf16", "off"] = "exact"
+    frozen_dropout: StrictBool = True
     tracker: Literal["tensorboard", "mlflow", "wandb"] | None = None
 
     @property

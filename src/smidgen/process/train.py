@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -19,6 +20,7 @@ from smidgen.process.batches import TrainingRows, collate, idle, micro_batches
 from smidgen.process.checkpoint import Checkpoint
 from smidgen.process.encoding import Encoded
 from smidgen.process.evaluate import count_labels, loss_sum
+from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.log import Log
 from smidgen.process.models import gradient_checkpointing, logits
 from smidgen.process.onednn import exact_onednn
@@ -84,6 +86,7 @@ def train(
     rates: Rates,
     pad_id: int,
     fingerprint: str,
+    frozen: FrozenStates | None = None,
     probe: Probe | None = None,
     resume: bool = False,
     quiet: bool = False,
@@ -102,6 +105,7 @@ def train(
         rates: the learning rates of its techniques and of the task's head.
         pad_id: fills short rows.
         fingerprint: of the rows.
+        frozen: the states of rows that are the same in every epoch; None: no rows are.
         probe: what should not be forgotten; an epoch in which it is ends the training, and is not kept.
         resume: whether to go on from the checkpoint in the output folder.
         quiet: whether to show no progress.
@@ -133,14 +137,18 @@ def train(
     log = Log(folder, config, metric, progress, parts=data.parts, steps=steps, quiet=quiet)
     with log, stoppable() as stop, recomputing:
         while (progress.step < steps or progress.position) and not _is_over(progress, config, data.parts):
-            model.train()
             rows, batches = data.rows(progress.epoch), data.batches(progress.epoch)
+            model.train()
+            if frozen is not None and steps > epoch_steps:
+                started = time.perf_counter()
+                frozen.keep([rows[number] for number in range(len(rows))])
+                progress.seconds += time.perf_counter() - started
             for place in range(progress.position, min(len(batches), progress.position + steps - progress.step)):
                 batch = [rows[row] for row in batches[place]]
                 started = time.perf_counter()
                 _seed(config.seed, progress.step)
                 rate = set_rates(optimizer, progress.step, steps, config)
-                own_loss = backward(model, batch, config, pad_id)
+                own_loss = backward(model, batch, config, pad_id, frozen)
                 if progress.step == 0:
                     _check_gradients(adapter)
                 parallel.sum_gradients(adapter)
@@ -202,7 +210,13 @@ def _seed(seed: int, step: int) -> None:
     torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
 
-def backward(model: PreTrainedModel, batch: Sequence[Encoded], config: TrainingConfig, pad_id: int) -> float:
+def backward(
+    model: PreTrainedModel,
+    batch: Sequence[Encoded],
+    config: TrainingConfig,
+    pad_id: int,
+    frozen: FrozenStates | None = None,
+) -> float:
     """Add up the gradients of this process's part of a batch, in pieces; returns its part of the batch's mean loss."""
     process = parallel.this_process()
     pieces = micro_batches(
@@ -215,10 +229,12 @@ def backward(model: PreTrainedModel, batch: Sequence[Encoded], config: TrainingC
     total = torch.zeros((), device=process.device)
     with exact_onednn(model.device):
         for piece in pieces:
-            inputs = collate([batch[row] for row in piece] or [idle(batch[-1])], pad_id)
-            found = logits(model, inputs, config.precision)
-            loss = loss_sum(found, inputs["labels"].to(found.device)).sum() / labels
-            loss.backward()
+            rows = [batch[row] for row in piece] or [idle(batch[-1])]
+            inputs = collate(rows, pad_id)
+            with contextlib.nullcontext() if frozen is None else frozen.given(rows):
+                found = logits(model, inputs, config.precision)
+                loss = loss_sum(found, inputs["labels"].to(found.device)).sum() / labels
+                loss.backward()  # inside, since it may compute blocks again
             total += loss.detach()
     return float(total)
 

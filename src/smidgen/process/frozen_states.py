@@ -1,0 +1,175 @@
+"""The states of rows below the first thing that learns: computed once, and shared by all runs that need them.
+
+They are computed without dropout, in batches that follow from the rows alone, so that their numbers are the same
+whichever run computes them, and a run that goes on has those that it had. The name of their file is a hash of all that
+decides about them: the trunk's numbers and configuration, the rows, the number format, the versions of the libraries
+and what computes. Where starting from them would change anything, the model computes as if they were not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transformers
+
+from smidgen import __version__
+from smidgen.layers import is_causal
+from smidgen.process.batches import by_length, collate
+from smidgen.process.encoding import Encoded
+from smidgen.process.models import autocast
+from smidgen.process.onednn import exact_onednn
+from smidgen.process.parallel import is_sharded
+from smidgen.process.run_recipe import TrainingConfig
+from smidgen.process.shelf import Shelf
+from smidgen.trunk import Trunk
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from smidgen.adapter import Adapter
+
+ROWS = 32
+"""Rows that are computed at once; the same in all runs, because it decides about the last bits."""
+
+TRIED = 4
+"""Rows, from the shortest to the longest, on which a trunk is tried."""
+
+
+class FrozenStates:
+    """Lets a model that an adapter is on start from kept states, for the rows that have them.
+
+    Args:
+        model: on its device.
+        adapter: on it; what learns of it may change.
+        training: its `frozen_states` says what is kept, its `frozen_dropout` whether the trunk drops out.
+        pad_id: fills short rows.
+        shelf: where they are kept.
+
+    Attributes:
+        note: why the latest rows were not kept, in a sentence, if that was for lack of room.
+        depth: how many blocks are not computed for the latest rows that were kept to learn from.
+    """
+
+    note: str | None = None
+    depth: int = 0
+
+    def __init__(
+        self, model: PreTrainedModel, adapter: Adapter, training: TrainingConfig, pad_id: int, shelf: Shelf
+    ) -> None:
+        self.model, self.adapter, self.training, self.pad_id, self.shelf = model, adapter, training, pad_id, shelf
+        self._learning: list[bool] | None = None
+        self._trunk: Trunk | None = None
+        self._is_exact, self._is_steady = False, False
+        self._like = torch.empty(0)
+
+    def keep(self, rows: Sequence[Encoded]) -> None:
+        """Compute the states of rows that the model will learn from or, in evaluation mode, be scored on, often."""
+        self._follow(rows)
+        if not self._serves() or self.training.epochs == 1:
+            return
+        missing = {key: row for row in rows if (key := _key(row)) not in self.shelf}
+        width = self._like.shape[-1] * self._stored.itemsize
+        sizes = {key: len(row.input_ids) * width for key, row in missing.items()}
+        self.note = self.shelf.put(self._origin(), sizes, self._computed(missing))
+        if self.model.training and self.note is None and self._trunk is not None:
+            self.depth = self._trunk.depth
+
+    def given(self, rows: Sequence[Encoded]) -> contextlib.AbstractContextManager[None]:
+        """Inside, the model starts from the states of these rows, `collate`d on the right, if all of them are kept."""
+        self._follow(rows)
+        keys = [_key(row) for row in rows]
+        if not self._serves() or not all(key in self.shelf for key in keys):
+            return contextlib.nullcontext()
+        assert self._trunk is not None
+        longest = max(len(row.input_ids) for row in rows)
+        states = torch.zeros(len(rows), longest, self._like.shape[-1], dtype=self._stored)
+        for row, key, into in zip(rows, keys, states, strict=True):
+            self.shelf.read(key, into[: len(row.input_ids)].view(torch.uint8).numpy())
+        return self._trunk.given(states.to(self._like.device, self._like.dtype))
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self.shelf.close()
+
+    def _serves(self) -> bool:
+        """Whether states may take the place of the trunk in the mode that the model is in."""
+        allowed = self.training.frozen_states != "off" and self._trunk is not None and self._is_exact
+        return allowed and (self._is_steady or not self.model.training)
+
+    def _follow(self, rows: Sequence[Encoded]) -> None:
+        """Look where the trunk ends if something else learns than before, and keep it from dropping out."""
+        learning = [parameter.requires_grad for parameter in self.adapter.parameters()]
+        if learning != self._learning:
+            self._learning = learning
+            self._find(rows)
+        self._quieten()
+
+    def _quieten(self) -> None:
+        if self.model.training and self._trunk is not None and not self.training.frozen_dropout:
+            self._trunk.eval()
+
+    def _find(self, rows: Sequence[Encoded]) -> None:
+        """Find the trunk, and try it on a few of the rows."""
+        mode = self.model.training
+        by_size = sorted(rows, key=lambda row: len(row.input_ids))
+        places = np.linspace(0, len(by_size) - 1, min(TRIED, len(by_size))).round().astype(int)
+        tried = self._inputs([by_size[place] for place in places])
+        self.shelf.close()
+        with self._computing():
+            self.model.eval()
+            self._trunk = None if is_sharded(self.model) else Trunk.of(self.model, self._inputs(by_size[:1]))
+            if self._trunk is not None:
+                self._like = self._trunk.states(tried)
+                self._is_exact = self._trunk.is_exact(tried)
+                self.model.train()
+                self._quieten()
+                self._is_steady = not self._trunk.leaves_out()
+        self.model.train(mode)
+
+    def _computed(self, rows: Mapping[bytes, Encoded]) -> Iterator[tuple[bytes, memoryview]]:
+        """The states of each row, as bytes."""
+        assert self._trunk is not None
+        keys, mode = list(rows), self.model.training
+        self.model.eval()
+        try:
+            for batch in by_length([len(rows[key].input_ids) for key in keys], ROWS):
+                with self._computing():
+                    states = self._trunk.states(self._inputs([rows[keys[place]] for place in batch]))
+                for place, found in zip(batch, states.to("cpu", self._stored), strict=True):
+                    own = found[: len(rows[keys[place]].input_ids)]
+                    yield keys[place], memoryview(own.contiguous().view(torch.uint8).numpy())
+        finally:
+            self.model.train(mode)
+            self._quieten()
+
+    @property
+    def _stored(self) -> torch.dtype:
+        return torch.bfloat16 if self.training.frozen_states == "bf16" else self._like.dtype
+
+    def _inputs(self, rows: Sequence[Encoded]) -> dict[str, Any]:
+        tensors = collate(rows, self.pad_id)
+        inputs: dict[str, Any] = {name: tensors[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        return inputs | ({"use_cache": False} if is_causal(self.model) else {})
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        with exact_onednn(self.model.device), autocast(self.model, self.training.precision):
+            yield
+
+    def _origin(self) -> str:
+        """All that decides about the states of a row, but for the rows that are computed with it."""
+        assert self._trunk is not None
+        device = self.model.device
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+        versions = f"smidgen {__version__} torch {torch.__version__} transformers {transformers.__version__}"
+        return f"{self._trunk.fingerprint()} {self._stored} {self.training.precision} {versions} {device.type} {where}"
+
+
+def _key(row: Encoded) -> bytes:
+    """What a row is found by: a hash of its tokens."""
+    return hashlib.blake2b(np.asarray(row.input_ids, np.int64).tobytes(), digest_size=16).digest()
