@@ -6,7 +6,20 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from smidgen import METHODS, Adapter, FullFineTuning, LoRA, Method, PrefixTuning, PromptTuning, attach, rows
+from smidgen import (
+    METHODS,
+    Adapter,
+    FullFineTuning,
+    LoRA,
+    LoRAPlus,
+    Method,
+    PrefixTuning,
+    PromptTuning,
+    RsLoRA,
+    attach,
+    rows,
+)
+from smidgen.methods.low_rank import LowRankDelta
 from tests.conftest import build, example, make_batch
 from tests.methods.test_contract import disturb, logits
 
@@ -80,6 +93,26 @@ def test_each_adapter_gets_the_gradients_of_its_rows(method: Method, model: PreT
     for name, gradient in expected.items():
         torch.testing.assert_close(grads[name], gradient, atol=1e-3, rtol=1e-3, msg=lambda t, n=name: f"{n}: {t}")
     assert not any(p.grad is not None and p.grad.any() for p in adapters["other"].parameters())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_low_rank_updates_of_all_adapters_are_one_pass(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their ranks and scales; but not while one of them drops inputs at random."""
+    model, batch, seen = build("bert"), make_batch("bert"), []
+    several: list[Method] = [
+        LoRA(rank=2, dropout=dropout),
+        RsLoRA(rank=8, alpha=3.0),
+        LoRAPlus(rank=4, targets="query"),
+    ]
+    for number, technique in enumerate(several):
+        disturb(attach(model, technique, name=f"a{number}"))
+    real = LowRankDelta.forward
+    monkeypatch.setattr(LowRankDelta, "forward", lambda delta, *given: seen.append(delta) or real(delta, *given))
+    names = ["a1", "a0", None, "a2"]
+    model.train(dropout > 0)
+    with rows(model, names):
+        model(**batch)
+    assert any(delta.dropout for delta in seen) if dropout else not seen
 
 
 @pytest.mark.parametrize("beams", [1, 2])

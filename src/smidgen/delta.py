@@ -85,6 +85,10 @@ class Delta(nn.Module):
         """Whether the update has `low_rank_factors`."""
         return type(self).low_rank_factors is not Delta.low_rank_factors
 
+    def joins(self) -> bool:
+        """Whether `forward` adds now what `low_rank_factors` say, and nothing else."""
+        return False
+
     def merge(self, layer: nn.Module) -> None:
         """Write the delta into the weight of `layer`, in fp32; only techniques that change a weight can."""
         add_to_weight(layer, self.update())

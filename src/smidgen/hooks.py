@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from smidgen.delta import Delta, Side
+from smidgen.joining import add_by_row, joined
 from smidgen.threads import PerThread
 
 
@@ -58,8 +59,7 @@ class Route:
     """
 
     def __init__(self, name: str, names: Sequence[str | None]) -> None:
-        self.name, self.count = name, len(names)
-        self._rows = [row for row, wanted in enumerate(names) if wanted == name]
+        self.name, self.count, self._names = name, len(names), names
 
     def index(self, batch: int, device: torch.device) -> Tensor:
         """The numbers of its rows in a batch, which may have each row several times in a row, as beams do.
@@ -67,16 +67,25 @@ class Route:
         Raises:
             ValueError: the batch is not of so many rows.
         """
+        served = [row for row, name in enumerate(self.of_rows(batch)) if name == self.name]
+        return torch.tensor(served, device=device).long()
+
+    def of_rows(self, batch: int) -> list[str | None]:
+        """The name of each row's adapter, or None.
+
+        Raises:
+            ValueError: the batch is not of so many rows, nor of that many times over.
+        """
         alone = _alone.get()
         if alone is not None:
-            return torch.arange(batch if alone == self.name else 0, device=device)
+            return [alone] * batch
         if batch % self.count:
             raise ValueError(
                 f"rows names adapters for {self.count} rows, and a layer that adapter {self.name!r} changes computes "
                 f"{batch}. Give a name for each row; what is computed once for all rows cannot differ between them."
             )
         times = batch // self.count
-        return torch.tensor([row * times + copy for row in self._rows for copy in range(times)], device=device).long()
+        return [name for name in self._names for _ in range(times)]
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -144,8 +153,12 @@ def active_deltas(layer: nn.Module) -> list[Delta]:
 def run_deltas(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
     """The one forward hook: passes a layer's output (a tuple's first part) through its active deltas."""
     hidden = output[0] if isinstance(output, tuple) else output
-    for delta in active_deltas(layer):
-        if delta.side == "output":
+    deltas = [delta for delta in active_deltas(layer) if delta.side == "output"]
+    together = joined(deltas, hidden) if len(deltas) > 1 else []
+    if together:
+        hidden = add_by_row(together, inputs[0], hidden)
+    for delta in deltas:
+        if delta not in together:
             hidden = _run(delta, layer, inputs if delta.tap is None else delta.tap.take(), hidden)
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 

@@ -26,7 +26,7 @@ def allowed(monkeypatch):
 
 def test_loss_and_gradients_are_those_of_pytorchs_own_products():
     if not onednn.is_exact():
-        pytest.skip("oneDNN rounds fp32 products on this CPU, so that it is left alone")
+        pytest.skip("oneDNN has no exact fp32 products on this CPU, so that it is left alone")
     model = build("bert")
     adapter = attach(model, LoRA())
     torch.manual_seed(0)

@@ -69,6 +69,10 @@ class LowRankDelta(Delta):
             x = functional.dropout(x, self.dropout)
         return add_product(hidden, functional.linear(x, cast(self.a, x)), cast(self.b, x), self.scale)
 
+    def joins(self) -> bool:
+        """Whether no input of the update is dropped."""
+        return not (self.dropout and self.training)
+
     def update(self) -> Tensor:
         """Scale · B A, (out, in), in fp32."""
         return self.scale * (self.b.float() @ self.a.float())

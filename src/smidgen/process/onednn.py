@@ -2,8 +2,8 @@
 
 PyTorch multiplies fp32 matrices by MKL, whose kernels leave half of the vector units of many CPUs idle; oneDNN's do
 not, and made a training step twice as fast where we measured (docs/results.md). PyTorch uses them only if they are
-allowed to round to bfloat16. They do so on CPUs with bfloat16 matrix units (AMX), and stay in fp32 on others: which of
-the two this CPU is, a product shows.
+allowed to round to bfloat16, and the CPU has AVX-512. They do so on CPUs with bfloat16 matrix units (AMX), and stay in
+fp32 on others: which of the two this CPU is, a product shows.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def exact_onednn(device: torch.device) -> Iterator[None]:
 
 @functools.cache
 def is_exact() -> bool:
-    """Whether oneDNN, allowed to round to bfloat16, does not do so on this CPU."""
-    if not torch.backends.mkldnn.is_available():
+    """Whether oneDNN, allowed to round to bfloat16, computes on this CPU and does not do so."""
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     generator = torch.Generator().manual_seed(0)
     inputs, weights, gradients = (

@@ -1,0 +1,228 @@
+"""smidgen and peft on the same machine, in the same run, with the same weights and batches of real text.
+
+    python benchmarks/peers.py FOLDER/banking77.yaml examples/questions.yaml RESULTS.json [--only mixed]
+
+The recipes are those of examples/, banking77's with its data beside it. Before anything is timed, losses and gradients
+must agree. Seconds are the processor's, one thread, both ways in turn.
+
+step-minilm: a training step of LoRA on all linear layers, 32 rows of banking77, grouped by length.
+step-smollm2: the same of SmolLM2, 8 questions with their answers, every token learned.
+answers: the same, the answers alone learned; peft's model computes the vocabulary at every token.
+activations: what such a step keeps for its backward pass, of a base in bf16.
+mixed-8, mixed-32: a forward pass over 32 rows, each with one of so many LoRA adapters, over the base model's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from side_by_side import agreement, alternated, roof
+from torch import Tensor
+from transformers import AutoModel
+
+from smidgen import LoRA, attach, embedded, rows, save_peft
+from smidgen.files import read_json, write_json
+from smidgen.placeholders import IGNORED
+from smidgen.process.batches import collate, order
+from smidgen.process.encoding import Encoded, pad_id
+from smidgen.process.job import prepare
+from smidgen.process.models import quietly
+from smidgen.process.onednn import exact_onednn
+from smidgen.process.recipe import load_recipe
+from smidgen.process.train import backward
+
+CPU = torch.device("cpu")
+ROUNDS = 20
+AGREES = 1e-5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("banking77", type=Path)
+    parser.add_argument("questions", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--only", default=",".join(CASES))
+    chosen = parser.parse_args()
+    recipes = {"minilm": chosen.banking77, "smollm2": chosen.questions}
+    for case in chosen.only.split(","):
+        found = CASES[case](recipes)
+        results = read_json(chosen.results) if chosen.results.exists() else {}
+        write_json(chosen.results, {**results, case: {**found, "threads": torch.get_num_threads()}})
+        print(case, found, flush=True)
+
+
+class Pair:
+    """The same model twice, with the same LoRA on all linear layers: ours and peft's; and batches of its rows."""
+
+    def __init__(self, recipe: Path, rows_at_once: int, *changes: str) -> None:
+        wanted = load_recipe(recipe, ["technique=lora", *changes])
+        self.job, other = prepare(wanted), prepare(wanted)
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in self.job.adapter.named_parameters():
+            if ".lora." in name:
+                parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+        with tempfile.TemporaryDirectory() as folder, quietly():
+            save_peft(self.job.adapter, Path(folder) / "lora")
+            other.adapter.detach()
+            self.theirs = peft.PeftModel.from_pretrained(other.model, str(Path(folder) / "lora"), is_trainable=True)
+        self.ours, self.pad = self.job.model, pad_id(self.job.tokenizer)
+        found = self.job.splits["train"]
+        batches = order([len(row.input_ids) for row in found], rows_at_once, seed=0, epoch=0)
+        self.batches = [[found[row] for row in batch] for batch in batches[:ROUNDS]]
+
+    def step(self, number: int) -> float:
+        """Loss and gradients of a batch, our way."""
+        self.ours.zero_grad(set_to_none=True)
+        return backward(self.ours, self.batches[number], self.job.recipe.training, self.pad)
+
+    def peft_step(self, number: int) -> float:
+        """The same, as a loop with peft does it."""
+        self.theirs.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.job.recipe.training.precision == "bf16"):
+            loss = self.theirs(**as_transformers(self.batches[number], self.pad)).loss
+        loss.backward()
+        return float(loss.detach())
+
+    def check(self) -> dict[str, Any]:
+        """That the losses and gradients of the first batch agree; how far apart they are."""
+        self.ours.eval(), self.theirs.eval()
+        losses = self.step(0), self.peft_step(0)
+        ours = {_place(name): p.grad for name, p in self.job.adapter.named_parameters() if ".lora." in name}
+        theirs = {_place(name): p.grad for name, p in self.theirs.named_parameters() if ".lora_" in name}
+        apart = agreement(ours, theirs)
+        if abs(losses[0] - losses[1]) > AGREES * losses[1] or apart > AGREES:
+            raise SystemExit(f"no fair comparison: losses {losses}, gradients {apart:.1e} apart")
+        self.ours.train(), self.theirs.train()
+        return {"losses": losses, "gradients_apart": apart}
+
+
+def _place(name: str) -> str:
+    """A factor's layer and letter, of our name LAYER.lora.a or peft's base_model.model.LAYER.lora_A.ADAPTER.weight."""
+    layer, _, rest = name.removeprefix("base_model.model.").partition(".lora")
+    return f"{layer} {rest[1].lower()}"
+
+
+def as_transformers(batch: Sequence[Encoded], pad: int) -> dict[str, Tensor]:
+    """A batch as transformers' models take it: each token is its own label, and they look one back."""
+    inputs = collate(batch, pad)
+    labels = inputs["labels"]
+    if labels.dim() == 2:
+        inputs["labels"] = torch.cat([torch.full_like(labels[:, :1], IGNORED), labels[:, :-1]], 1)
+    return inputs
+
+
+def whole(row: Encoded) -> Encoded:
+    """The row with every token learned."""
+    return dataclasses.replace(row, labels=[*row.input_ids[1:], IGNORED])
+
+
+def step(recipe: Path, rows_at_once: int, *, every_token: bool = False) -> dict[str, Any]:
+    """A training step without the optimizer's, which is the same for both."""
+    pair = Pair(recipe, rows_at_once)
+    if every_token:
+        pair.batches = [[whole(row) for row in batch] for batch in pair.batches]
+    agreed = pair.check()
+
+    def by_onednn(number: int) -> None:
+        with exact_onednn(CPU):
+            pair.peft_step(number)
+
+    found = alternated({"smidgen": pair.step, "peft by oneDNN": by_onednn, "peft": pair.peft_step}, ROUNDS)
+    return found | agreed | roof_of(pair)
+
+
+def roof_of(pair: Pair) -> dict[str, Any]:
+    """What the machine's products reach, and how many operations of a step's are products with frozen weights."""
+    with exact_onednn(CPU):
+        gflops = roof()
+    linear = sum(p.numel() for name, p in pair.ours.named_parameters() if p.dim() == 2 and "embed" not in name)
+    padded = sum(len(batch) * max(len(row.input_ids) for row in batch) for batch in pair.batches) / len(pair.batches)
+    return {"roof_gflops": round(gflops, 1), "linear_parameters": linear, "padded_tokens": padded}
+
+
+def activations(recipe: Path, rows_at_once: int) -> dict[str, Any]:
+    """The bytes that autograd keeps in a step, each storage once, weights left out."""
+    pair = Pair(recipe, rows_at_once, "training.precision=bf16")
+    kept = {}
+    for name, act in {"smidgen": pair.step, "peft": pair.peft_step}.items():
+        with counted() as storages:
+            act(0)
+        kept[name] = storages.total()
+    return {"bytes": kept, "ratio": round(kept["smidgen"] / kept["peft"], 3)}
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Counter[int]]:
+    storages: Counter[int] = Counter()
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter) and not tensor.is_leaf:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield storages
+
+
+def mixed(recipe: Path, adapters: int) -> dict[str, Any]:
+    """A forward pass of the model's body over rows of several adapters; peft has the same ones."""
+    job = prepare(load_recipe(recipe, ["technique=head"]))
+    ours, base, theirs = (AutoModel.from_pretrained(embedded.model_folder("minilm")).eval() for _ in range(3))
+    typical = sorted(job.splits["train"], key=lambda row: len(row.input_ids))[len(job.splits["train"]) // 2 :][:32]
+    inputs = collate(typical, pad_id(job.tokenizer))
+    del inputs["labels"]
+    names = [f"a{row % adapters}" for row in range(len(typical))]
+    generator = torch.Generator().manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder, quietly():
+        for name in dict.fromkeys(names):
+            adapter = attach(ours, LoRA(), name=name)
+            for parameter in adapter.parameters():
+                parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+            save_peft(adapter, Path(folder) / name)
+            if name == "a0":
+                peft_s = peft.PeftModel.from_pretrained(theirs, f"{folder}/{name}", adapter_name=name)
+            else:
+                peft_s.load_adapter(f"{folder}/{name}", adapter_name=name)
+
+    def alone(_: int) -> Tensor:
+        with exact_onednn(CPU):
+            return base(**inputs)[0]  # type: ignore[no-any-return]
+
+    def by_rows(_: int) -> Tensor:
+        with exact_onednn(CPU), rows(ours, names):
+            return ours(**inputs)[0]  # type: ignore[no-any-return]
+
+    def by_names(_: int) -> Tensor:
+        with exact_onednn(CPU):
+            return peft_s(**inputs, adapter_names=names)[0]  # type: ignore[no-any-return]
+
+    with torch.no_grad():
+        apart = agreement({"states": by_rows(0)}, {"states": by_names(0)})
+        if apart > AGREES:
+            raise SystemExit(f"no fair comparison: states {apart:.1e} apart")
+        found = alternated({"smidgen": by_rows, "peft": by_names, "base": alone}, 3 * ROUNDS)
+    return {**found, "states_apart": apart, "padded_tokens": inputs["input_ids"].numel()}
+
+
+Recipes = Mapping[str, Path]
+CASES: dict[str, Callable[[Recipes], dict[str, Any]]] = {
+    "step-minilm": lambda recipes: step(recipes["minilm"], 32),
+    "step-smollm2": lambda recipes: step(recipes["smollm2"], 8, every_token=True),
+    "answers": lambda recipes: step(recipes["smollm2"], 8),
+    "activations": lambda recipes: activations(recipes["smollm2"], 8),
+    "mixed-8": lambda recipes: mixed(recipes["minilm"], 8),
+    "mixed-32": lambda recipes: mixed(recipes["minilm"], 32),
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Timing of several ways to do the same, so that it survives a noisy machine: no command itself."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def alternated(ways: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, Any]:
+    """Every way once a round, in turn; the processor's seconds, of which other work on the machine takes none.
+
+    Args:
+        ways: by name; each is called with the round's number, so that all ways get the same batches. The last is the
+            one that the others are compared with.
+        rounds: how often; one more comes first, which does not count.
+
+    Returns:
+        `seconds`, the least and the median by way, and `ratio`, of the first way's sums to the last's.
+    """
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(-1, rounds):
+        for way, act in ways.items():
+            began = time.process_time()
+            act(max(number, 0))
+            if number >= 0:
+                seconds[way].append(time.process_time() - began)
+    *_, last = ways
+    return {
+        "seconds": {
+            way: {"least": round(min(own), 5), "median": round(statistics.median(own), 5)}
+            for way, own in seconds.items()
+        },
+        "ratio": {way: round(sum(own) / sum(seconds[last]), 3) for way, own in seconds.items()},
+    }
+
+
+def agreement(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
+    """How far apart two sets of tensors of the same names are, over their size."""
+    if ours.keys() != theirs.keys():
+        raise SystemExit(
+            f"not the same: {sorted(ours.keys() - theirs.keys())[:2]}, {sorted(theirs.keys() - ours.keys())[:2]}"
+        )
+    apart = sum(float((ours[name] - theirs[name]).double().square().sum()) for name in ours)
+    return float((apart / sum(float(value.double().square().sum()) for value in theirs.values())) ** 0.5)
+
+
+def roof(rows: int = 512, inside: int = 384, outside: int = 1536, times: int = 40) -> float:
+    """The best GFLOP/s of a product of the size of MiniLM's widest layer, in the number format that is in force."""
+    inputs, weights = torch.randn(rows, inside), torch.randn(outside, inside)
+    seconds = []
+    for _ in range(times):
+        began = time.process_time()
+        torch.nn.functional.linear(inputs, weights)
+        seconds.append(time.process_time() - began)
+    return 2 * rows * inside * outside / min(seconds) / 1e9
