@@ -39,6 +39,7 @@ class Delta(nn.Module):
     - layer: `forward(layer, inputs, hidden) -> hidden`, with `inputs` the layer's positional arguments, or, if
       `reads_source`, those of the layer at the start of the sublayer that this one ends, and `hidden` the layer's
       output, or its first input where the place's side is "input";
+      where it `mixes_tokens`, what it does to a token depends on others, or on where the token stands;
     - attention: `forward(batch) -> (keys, values)`, each (batch, key-value heads, virtual tokens, head size); where it
       is `gated`, they have a softmax of their own, whose result is multiplied by the gate and added;
     - embedding: `forward(embedding) -> prompt`, (virtual tokens, hidden size), with `embedding` the input embedding.
@@ -50,6 +51,7 @@ class Delta(nn.Module):
     side: Side | None = None
     route: Route | None = None
     reads_source: bool = False
+    mixes_tokens: bool = False
     virtual_tokens: int = 0
     tap: Tap | None = None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from smidgen.placeholders import IGNORED
 from smidgen.process.batches import by_length, collate
 from smidgen.process.encoding import Encoded
+from smidgen.process.evaluating import evaluating
 from smidgen.process.models import autocast, logits
 from smidgen.process.onednn import exact_onednn
 from smidgen.process.parallel import in_turns, is_sharded
@@ -75,7 +76,7 @@ def evaluate(
         return list(zip(losses.tolist(), answers, chances, strict=True))
 
     if frozen is not None:
-        with _evaluating(model):
+        with evaluating(model):
             frozen.keep(rows)
     scored = _in_batches(model, rows, batch_size, score)
     losses, answers, chances = [row[0] for row in scored], [row[1] for row in scored], [row[2] for row in scored]
@@ -165,7 +166,7 @@ def _in_batches(
 ) -> list[T]:
     """What `compute` gives for each row, in the rows' order, by a model that learns nothing from it."""
     batches = by_length([len(row.input_ids) for row in rows], batch_size)
-    with torch.no_grad(), _evaluating(model), exact_onednn(model.device):
+    with torch.no_grad(), evaluating(model), exact_onednn(model.device):
         results = in_turns(len(batches), lambda batch: compute([rows[row] for row in batches[batch]]))
     by_row = {
         row: result
@@ -173,13 +174,3 @@ def _in_batches(
         for row, result in zip(batch, found, strict=True)
     }
     return [by_row[row] for row in range(len(rows))]
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -21,6 +21,7 @@ from smidgen import __version__
 from smidgen.layers import is_causal
 from smidgen.process.batches import by_length, collate
 from smidgen.process.encoding import Encoded
+from smidgen.process.evaluating import evaluating
 from smidgen.process.models import autocast
 from smidgen.process.onednn import exact_onednn
 from smidgen.process.parallel import is_sharded
@@ -115,13 +116,11 @@ class FrozenStates:
 
     def _find(self, rows: Sequence[Encoded]) -> None:
         """Find the trunk, and try it on a few of the rows."""
-        mode = self.model.training
         by_size = sorted(rows, key=lambda row: len(row.input_ids))
         places = np.linspace(0, len(by_size) - 1, min(TRIED, len(by_size))).round().astype(int)
         tried = self._inputs([by_size[place] for place in places])
         self.shelf.close()
-        with self._computing():
-            self.model.eval()
+        with self._computing(), evaluating(self.model):
             self._trunk = None if is_sharded(self.model) else Trunk.of(self.model, self._inputs(by_size[:1]))
             if self._trunk is not None:
                 self._like = self._trunk.states(tried)
@@ -129,23 +128,18 @@ class FrozenStates:
                 self.model.train()
                 self._quieten()
                 self._is_steady = not self._trunk.leaves_out()
-        self.model.train(mode)
 
     def _computed(self, rows: Mapping[bytes, Encoded]) -> Iterator[tuple[bytes, memoryview]]:
         """The states of each row, as bytes."""
         assert self._trunk is not None
-        keys, mode = list(rows), self.model.training
-        self.model.eval()
-        try:
+        keys = list(rows)
+        with evaluating(self.model):
             for batch in by_length([len(rows[key].input_ids) for key in keys], ROWS):
                 with self._computing():
                     states = self._trunk.states(self._inputs([rows[keys[place]] for place in batch]))
                 for place, found in zip(batch, states.to("cpu", self._stored), strict=True):
                     own = found[: len(rows[keys[place]].input_ids)]
                     yield keys[place], memoryview(own.contiguous().view(torch.uint8).numpy())
-        finally:
-            self.model.train(mode)
-            self._quieten()
 
     @property
     def _stored(self) -> torch.dtype:

@@ -16,6 +16,7 @@ from smidgen.errors import UserError
 from smidgen.layers import is_causal, position_offset
 from smidgen.placeholders import IGNORED
 from smidgen.process.encoding import pad_id
+from smidgen.process.first_token import reading_first_token
 from smidgen.process.recipe import Task
 from smidgen.process.spans import tag_names
 
@@ -167,7 +168,9 @@ def logits(model: PreTrainedModel, batch: Mapping[str, Tensor], precision: str) 
     """
     inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
     cache = {"use_cache": False} if is_causal(model) else {}  # it is for generating
-    with autocast(model, precision), _words_at(model, batch["labels"]):
+    labels = batch["labels"]
+    one_answer = reading_first_token(model, inputs) if labels.dim() == 1 and not cache else _words_at(model, labels)
+    with autocast(model, precision), one_answer:
         answer: Tensor = model(**inputs, **cache).logits
     return answer
 
@@ -176,7 +179,7 @@ def logits(model: PreTrainedModel, batch: Mapping[str, Tensor], precision: str) 
 def _words_at(model: PreTrainedModel, labels: Tensor) -> Iterator[None]:
     """Inside, the output embedding computes only what is compared with a label, which may be one token in ten."""
     embedding = model.get_output_embeddings()
-    if embedding is None or labels.dim() == 1:
+    if embedding is None:
         yield
         return
 

@@ -1,0 +1,115 @@
+"""The last block's work for a classifier that reads the first token alone, as BERT's does: on that token alone.
+
+Keys and values are needed of all tokens; what else the last block's linear layers compute, of the first one only. Of
+six blocks that is an eighth of a training step's products, and nearly half of what is left above kept states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from smidgen.hooks import active_deltas
+from smidgen.process.evaluating import evaluating
+from smidgen.targets import blocks, find
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE = 1e-5
+"""How far logits may be apart, over their size: as far as a product of fewer rows may round otherwise."""
+
+
+@contextlib.contextmanager
+def reading_first_token(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, the last block computes what is read of it alone, if that was seen to be the first token.
+
+    Args:
+        model: with a classifier of whole texts.
+        inputs: what it will be called with, (rows, length) each, on which it is tried, once.
+    """
+    layers = _layers.get(model)
+    if layers is None and _may_be_left_out(model):
+        layers = _tried(model, inputs)
+        if layers is not None:
+            _layers[model] = layers
+    with _on_first_token(layers if layers and _may_be_left_out(model) else []):
+        yield
+
+
+_layers: weakref.WeakKeyDictionary[nn.Module, list[nn.Module]] = weakref.WeakKeyDictionary()
+"""The layers that compute the first token alone, of each model that was tried; none where more is read."""
+
+
+def _may_be_left_out(model: PreTrainedModel) -> bool:
+    """Whether nothing in the last block looks at several tokens but its attention, now."""
+    stacks = blocks(model)
+    if len(stacks) != 1 or model.dtype != torch.float32:
+        return False
+    inside = list(model.get_submodule(stacks[0][-1]).modules())
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in inside):
+        return False  # it would be computed again after the hooks are gone
+    deltas = [delta for module in inside for delta in active_deltas(module)]
+    return not any(delta.mixes_tokens or delta.tap is not None or delta.route is not None for delta in deltas)
+
+
+def _tried(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[nn.Module] | None:
+    """The last block's linear layers, but those of keys and values, if the logits stay the same by the first token.
+
+    None: the model did not call them now, which is no proof.
+    """
+    last = str(len(blocks(model)[0]) - 1)
+    try:
+        whole = {place.name for place in find(model, "keys-and-values", last)}
+        layers = [place.layer for place in find(model, "all-linear", last) if place.name not in whole]
+    except ValueError:  # experts, or an attention whose layers have other names
+        return []
+    block = model.get_submodule(blocks(model)[0][-1])
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices), evaluating(model):
+        expected = model(**inputs).logits
+        with _on_first_token(layers) as called:
+            found = model(**inputs).logits
+        handle = block.register_forward_hook(_without_first)
+        other = model(**inputs).logits
+        handle.remove()
+    if len(called) < len(layers):
+        return None
+    size = expected.norm()
+    is_same = bool((found - expected).norm() <= TOLERANCE * size)
+    return layers if is_same and bool((other - expected).norm() > TOLERANCE * size) else []
+
+
+@contextlib.contextmanager
+def _on_first_token(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, int]]:
+    """Inside, layers compute the first token of (rows, length, size), and give zeros at the others.
+
+    What it gives are the lengths that they were called with.
+    """
+    lengths: dict[nn.Module, int] = {}
+
+    def take(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        lengths[layer] = inputs[0].shape[1]
+        return (inputs[0][:, :1], *inputs[1:])
+
+    def fill(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
+        return functional.pad(output, (0, 0, 0, lengths[layer] - 1))
+
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(take).remove)
+            stack.callback(layer.register_forward_hook(fill).remove)  # after the deltas'
+        yield lengths
+
+
+def _without_first(block: nn.Module, inputs: Any, output: Any) -> Any:
+    """A hook: a block's output with zeros at the first token."""
+    states = output[0] if isinstance(output, tuple) else output
+    changed = torch.cat([torch.zeros_like(states[:, :1]), states[:, 1:]], 1)
+    return (changed, *output[1:]) if isinstance(output, tuple) else changed

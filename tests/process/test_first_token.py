@@ -1,0 +1,124 @@
+"""The last block on the first token alone: the same logits and gradients, and not where more of it is read."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from smidgen import METHODS, FullFineTuning, HeadOnly, LoRA, attach, rows
+from smidgen.own import own_modules
+from smidgen.process import first_token
+from smidgen.process.first_token import reading_first_token
+from smidgen.process.models import gradient_checkpointing, logits
+from smidgen.trunk import Trunk
+from tests.conftest import build, example, make_batch
+from tests.methods.test_contract import disturb
+
+READS_FIRST = ("bert", "roberta", "distilbert", "electra", "modernbert")
+READS_MORE = ("llama-classifier", "deberta", "bert-tokens")
+"""The last token; the first, but with one layer for queries and the positions between; all."""
+
+
+def plain(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    answer: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return answer
+
+
+def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+@contextlib.contextmanager
+def widths(model: PreTrainedModel, seen: list[int]):
+    """How many tokens the last block's feed-forward network computes."""
+    layer = [module for name, module in own_modules(model) if ".2." in name and isinstance(module, nn.Linear)][-1]
+    handle = layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]), prepend=True)
+    yield
+    handle.remove()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_logits_and_gradients_are_those_of_all_tokens(name: str) -> None:
+    model, batch = build("bert"), make_batch("bert")
+    adapter = attach(model, FullFineTuning(keep_base=True) if name == "full" else example(name, "bert"))
+    disturb(adapter)
+    found = []
+    for answer in (plain(model, batch), logits(model, batch, "fp32")):
+        answer.square().sum().backward()
+        found.append([answer.detach(), *(p.grad.clone() for p in adapter.parameters() if p.grad is not None)])
+        model.zero_grad()
+    for expected, seen in zip(*found, strict=True):
+        assert float((seen - expected).detach().norm()) <= 1e-6 + 1e-5 * float(expected.detach().norm())
+
+
+@pytest.mark.parametrize("name", [*READS_FIRST, *READS_MORE])
+def test_it_is_used_where_the_first_token_alone_is_read(name: str) -> None:
+    model, batch, seen = build(name), make_batch(name), list[int]()
+    with torch.no_grad():
+        expected = plain(model, batch)
+        with reading_first_token(model, inputs_of(batch)), widths(model, seen):
+            found = plain(model, batch)
+    torch.testing.assert_close(found, expected)
+    assert seen == [1 if name in READS_FIRST else batch["input_ids"].shape[1]]
+
+
+def test_a_head_of_zeros_is_no_proof() -> None:
+    model, batch = build("llama-classifier"), make_batch("llama-classifier")
+    model.score.weight.data.zero_()
+    with reading_first_token(model, inputs_of(batch)):
+        pass
+    assert not first_token._layers[model]
+
+
+def test_a_block_that_is_not_computed_is_no_proof() -> None:
+    model, batch = build("llama-classifier"), make_batch("llama-classifier")
+    attach(model, HeadOnly())
+    trunk = Trunk.of(model, inputs_of(batch))
+    assert trunk is not None
+    with trunk.given(trunk.states(inputs_of(batch))), reading_first_token(model, inputs_of(batch)):
+        pass
+    assert model not in first_token._layers
+
+
+def test_a_model_is_tried_once_and_keeps_its_mode_and_the_random_state() -> None:
+    model, batch = build("bert").train(), make_batch("bert")
+    calls: list[Any] = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    state = torch.get_rng_state()
+    for _ in range(2):
+        with reading_first_token(model, inputs_of(batch)):
+            pass
+    assert len(calls) == 3
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def whole_block(model: PreTrainedModel, batch: dict[str, Tensor]) -> bool:
+    seen: list[int] = []
+    with widths(model, seen):
+        logits(model, batch, "fp32")
+    return seen[-1] > 1
+
+
+def test_all_tokens_are_computed_where_something_may_need_them() -> None:
+    model, batch = build("bert"), make_batch("bert")
+    adapter = attach(model, LoRA())
+    assert not whole_block(model, batch)
+    model.train()
+    with gradient_checkpointing(model, True):
+        assert whole_block(model, batch)
+    model.eval()
+    with rows(model, ["default"] * 4):
+        assert whole_block(model, batch)
+    adapter.deltas[0][-1].mixes_tokens = True
+    assert whole_block(model, batch)
+    with adapter.disabled():
+        assert not whole_block(model, batch)
+    adapter.detach()
+    attach(model, METHODS["parallel"]())  # reads what goes into the sublayer, of all tokens
+    assert whole_block(model, batch)
