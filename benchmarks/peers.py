@@ -12,6 +12,7 @@ activations: what such a step keeps for its backward pass, of a base in bf16.
 mixed-8, mixed-32: a forward pass over 32 rows, each with one of so many LoRA adapters, over the base model's own.
 recipe: an epoch over 2,000 rows of banking77 as a user runs it: our recipe's defaults, and peft with Trainer's.
 top-third: five epochs over them with LoRA in the last two of six blocks: states kept, and peft with the same batches.
+eight: eight seeds of the same, three epochs, the model loaded for each: states kept by the first, and not at all.
 hundred: a hundred LoRA adapters attached to MiniLM, and each made the active one in turn.
 """
 
@@ -227,6 +228,11 @@ def mixed(recipe: Path, adapters: int) -> dict[str, Any]:
     return {**found, "states_apart": apart, "padded_tokens": inputs["input_ids"].numel()}
 
 
+def body() -> Any:
+    """MiniLM without a head."""
+    return transformers.AutoModel.from_pretrained(embedded.model_folder("minilm")).eval()
+
+
 def recipe(path: Path) -> dict[str, Any]:
     """Real tokens a second; no evaluation, the same rows, each side's own batches, schedule and clipping."""
     job = prepare(load_recipe(path, ["technique=lora", "training.epochs=1", *SOME]))
@@ -236,7 +242,9 @@ def recipe(path: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         trainer = transformers.Trainer(
             model=pair.theirs,
-            args=transformers.TrainingArguments(folder, num_train_epochs=1, save_strategy="no", report_to="none", disable_tqdm=True),
+            args=transformers.TrainingArguments(
+                folder, num_train_epochs=1, save_strategy="no", report_to="none", disable_tqdm=True
+            ),
             train_dataset=[{"input_ids": row.input_ids, "labels": row.labels} for row in job.splits["train"]],
             data_collator=transformers.DataCollatorWithPadding(job.tokenizer),
         )
@@ -253,7 +261,9 @@ def top_third(path: Path) -> dict[str, Any]:
     seconds, losses = {}, {}
     for name, kept in (("smidgen", "exact"), ("smidgen, states off", "off")):
         job = prepare(load_recipe(path, [*changes, f"training.frozen_states={kept}"]))
-        seconds[name] = seconds_of(lambda job=job: losses.update({name: trained(job)}))
+        began = time.process_time()
+        losses[name] = trained(job)
+        seconds[name] = round(time.process_time() - began, 3)
     pair = Pair(path, 32, *changes)
     optimizer = torch.optim.AdamW([p for p in pair.theirs.parameters() if p.requires_grad], lr=1e-3, fused=True)
 
@@ -272,18 +282,40 @@ def top_third(path: Path) -> dict[str, Any]:
     return {"seconds": seconds, "ratio": ratio, "train_loss": losses}
 
 
-def trained(job: Job) -> float:
-    """Train a job without evaluation; its last epoch's loss."""
+def eight(path: Path) -> dict[str, Any]:
+    """Processor seconds of eight runs; each is what it is alone, but for the rounding of another padding."""
+    changes = ("technique={name: lora, layers: 'last:2'}", "training.frozen_dropout=false", *SOME)
+    seconds, losses = {}, {}
+    for kept in ("exact", "off"):
+        with tempfile.TemporaryDirectory() as folder:
+
+            def runs(kept: str = kept, folder: str = folder) -> list[float]:
+                wanted = [
+                    load_recipe(path, [*changes, f"training.seed={seed}", f"training.frozen_states={kept}"])
+                    for seed in range(8)
+                ]
+                return [trained(prepare(recipe), Path(folder)) for recipe in wanted]
+
+            began = time.process_time()
+            losses[kept] = runs()
+            seconds[kept] = round(time.process_time() - began, 3)
+    apart = max(abs(one - other) for one, other in zip(losses["exact"], losses["off"], strict=True))
+    return {"seconds": seconds, "ratio": round(seconds["off"] / seconds["exact"], 3), "losses_apart": apart}
+
+
+def trained(job: Job, folder: Path | None = None) -> float:
+    """Train a job without evaluation, with states kept in a folder or for this run alone; its last epoch's loss."""
     training = job.recipe.training
-    with tempfile.TemporaryDirectory() as folder:
-        frozen = FrozenStates(job.model, job.adapter, training, pad_id(job.tokenizer), Shelf(Path(folder) / "frozen"))
+    with tempfile.TemporaryDirectory() as own:
+        shelf = Shelf((folder or Path(own)) / "frozen")
+        frozen = FrozenStates(job.model, job.adapter, training, pad_id(job.tokenizer), shelf)
         with contextlib.closing(frozen):
             progress = train(
                 job.model,
                 job.adapter,
                 WholeEpochs(job.splits["train"], training.batch_size, training.seed),
                 lambda: {"loss": 0.0, job.recipe.metric: 0.0},
-                recipe=job.recipe.model_copy(update={"output": folder}),
+                recipe=job.recipe.model_copy(update={"output": own}),
                 rates=job.rates,
                 pad_id=pad_id(job.tokenizer),
                 fingerprint="",
@@ -295,7 +327,7 @@ def trained(job: Job) -> float:
 
 def hundred(_: Path) -> dict[str, Any]:
     """Seconds of attaching and of switching, all together."""
-    ours, theirs = (transformers.AutoModel.from_pretrained(embedded.model_folder("minilm")) for _ in range(2))
+    ours, theirs = (body() for _ in range(2))
     linear = "query|key|value|dense"
     config = peft.LoraConfig(r=8, target_modules=rf".*layer\..*({linear})")
     adapters: list[Adapter] = []
@@ -333,6 +365,7 @@ CASES: dict[str, Callable[[Recipes], dict[str, Any]]] = {
     "mixed-32": lambda recipes: mixed(recipes["minilm"], 32),
     "recipe": lambda recipes: recipe(recipes["minilm"]),
     "top-third": lambda recipes: top_third(recipes["minilm"]),
+    "eight": lambda recipes: eight(recipes["minilm"]),
     "hundred": lambda recipes: hundred(recipes["minilm"]),
 }
 

@@ -17,6 +17,7 @@ from smidgen.process.job import Job, prepare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run
 from smidgen.process.shelf import Shelf
+from smidgen.report.terminal import plan_lines
 from smidgen.trunk import Trunk
 from tests.process.test_train import interrupted
 from tests.process.tiny import save_recipe
@@ -148,7 +149,9 @@ def test_blocks_that_join_are_computed_from_then_on(recipe: Path) -> None:
 def test_the_plan_tells_what_is_kept(recipe: Path, kept: Path) -> None:
     assert prepare(load_recipe(recipe, [])).plan().frozen_blocks == 1
     assert prepare(load_recipe(recipe, ["training.epochs=1"])).plan().frozen_blocks == 0
-    assert prepare(load_recipe(recipe, ["training.frozen_dropout=true"])).plan().frozen_blocks == 0
+    noisy = prepare(load_recipe(recipe, ["training.frozen_dropout=true"])).plan()
+    assert (noisy.frozen_blocks, noisy.noisy_blocks) == (0, 1)
+    assert "  blocks that would be, with training.frozen_dropout=false: 1" in list(plan_lines(noisy))
     assert not kept.exists()  # a plan leaves nothing
 
 

@@ -93,6 +93,13 @@ class FrozenStates:
             self.shelf.read(key, into[: len(row.input_ids)].view(torch.uint8).numpy())
         return self._trunk.given(states.to(self._like.device, self._like.dtype))
 
+    @property
+    def noisy_depth(self) -> int:
+        """How many blocks must be computed anew only because they drop out."""
+        if self._trunk is None or self.training.frozen_states == "off":
+            return 0
+        return self._trunk.depth if self._is_exact and not self._is_steady else 0
+
     def close(self) -> None:
         """Let go of the files."""
         self.shelf.close()

@@ -56,6 +56,7 @@ class Plan:
         activation_bytes: what a step on the longest batch keeps for its backward pass, beside the weights.
         memory_bytes: estimated peak memory of the process, or of the accelerator.
         frozen_blocks: how many blocks are computed once, their states kept.
+        noisy_blocks: how many are not, only because they drop out.
         seconds: estimated time of all steps and of what is kept, without evaluation.
     """
 
@@ -74,6 +75,7 @@ class Plan:
     activation_bytes: int
     memory_bytes: int
     frozen_blocks: int
+    noisy_blocks: int
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
@@ -116,6 +118,7 @@ def make_plan(
         activation_bytes=trial.activation_bytes,
         memory_bytes=trial.memory_bytes,
         frozen_blocks=trial.frozen_blocks,
+        noisy_blocks=trial.noisy_blocks,
         seconds=whole * steps_made / steps + trial.keeping_seconds_per_token * sum(lengths),
     )
 
@@ -127,6 +130,7 @@ class Trial:
     seconds_per_token: float
     keeping_seconds_per_token: float
     frozen_blocks: int
+    noisy_blocks: int
     optimizer_bytes: int
     activation_bytes: int
     memory_bytes: int
@@ -181,7 +185,15 @@ def try_steps(
         peak = max(peak_memory(model.device), before + state + saved.total())
     per_token = min(seconds) / _padded(lengths, typical, adapter.virtual_tokens)
     kept_per_token = keeping / sum(lengths[row] for row in typical)
-    return Trial(per_token, kept_per_token, frozen.depth, moments, saved.total(), int(peak))
+    return Trial(
+        seconds_per_token=per_token,
+        keeping_seconds_per_token=kept_per_token,
+        frozen_blocks=frozen.depth,
+        noisy_blocks=frozen.noisy_depth if keep else 0,
+        optimizer_bytes=moments,
+        activation_bytes=saved.total(),
+        memory_bytes=int(peak),
+    )
 
 
 def _padded(lengths: Sequence[int], batch: Sequence[int], more: int) -> int:

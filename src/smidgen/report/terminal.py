@@ -38,8 +38,11 @@ def plan_lines(plan: Plan) -> Iterator[str | Text]:
     yield f"Trained  {numbers.count(plan.trainable)} of {numbers.count(total)} parameters ({share})"
     for line in (*plan.matched, *plan.own):
         yield f"  {line}"
-    once = f"; {plan.frozen_blocks} blocks are computed once, their states kept" if plan.frozen_blocks else ""
-    yield f"Frozen   {numbers.count(plan.frozen)} parameters{once}"
+    yield f"Frozen   {numbers.count(plan.frozen)} parameters"
+    if plan.frozen_blocks:
+        yield f"  blocks that are computed once for each row, their states kept: {plan.frozen_blocks}"
+    if plan.noisy_blocks:
+        yield f"  blocks that would be, with training.frozen_dropout=false: {plan.noisy_blocks}"
     if plan.virtual_tokens:
         yield f"Text     each row gives {plan.virtual_tokens} positions to virtual tokens"
     yield f"Data     {numbers.count(plan.rows)} rows, {numbers.count(plan.tokens)} tokens, {plan.steps} steps"
