@@ -8,7 +8,7 @@ must agree. Seconds are the processor's, one thread, both ways in turn.
 step-minilm: a training step of LoRA on all linear layers, 32 rows of banking77, grouped by length.
 step-smollm2: the same of SmolLM2, 8 questions with their answers, every token learned.
 answers: the same, the answers alone learned; peft's model computes the vocabulary at every token.
-activations: what such a step keeps for its backward pass, of a base in bf16.
+activations: what such a step keeps for its backward pass, of a base in bf16; peft by itself, and under autocast.
 mixed-8, mixed-32: a forward pass over 32 rows, each with one of so many LoRA adapters, over the base model's own.
 recipe: an epoch over 2,000 rows of banking77 as a user runs it: our recipe's defaults, and peft with Trainer's.
 top-third: five epochs over them with LoRA in the last two of six blocks: states kept, and peft with the same batches.
@@ -97,10 +97,10 @@ class Pair:
         self.ours.zero_grad(set_to_none=True)
         return backward(self.ours, self.batches[number], self.job.recipe.training, self.pad)
 
-    def peft_step(self, number: int) -> float:
+    def peft_step(self, number: int, *, autocast: bool = False) -> float:
         """The same, as a loop with peft does it."""
         self.theirs.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.job.recipe.training.precision == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = self.theirs(**as_transformers(self.batches[number], self.pad)).loss
         loss.backward()
         return float(loss.detach())
@@ -166,11 +166,16 @@ def activations(recipe: Path, rows_at_once: int) -> dict[str, Any]:
     """The bytes that autograd keeps in a step, each storage once, weights left out."""
     pair = Pair(recipe, rows_at_once, "training.precision=bf16")
     kept = {}
-    for name, act in {"smidgen": pair.step, "peft": pair.peft_step}.items():
+    acts: dict[str, Callable[[], float]] = {
+        "smidgen": lambda: pair.step(0),
+        "peft under autocast": lambda: pair.peft_step(0, autocast=True),
+        "peft": lambda: pair.peft_step(0),
+    }
+    for name, act in acts.items():
         with counted() as storages:
-            act(0)
+            act()
         kept[name] = storages.total()
-    return {"bytes": kept, "ratio": round(kept["smidgen"] / kept["peft"], 3)}
+    return {"bytes": kept, "ratio": {name: round(own / kept["peft"], 3) for name, own in kept.items()}}
 
 
 @contextlib.contextmanager

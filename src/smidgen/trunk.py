@@ -69,7 +69,7 @@ class Trunk:
 
     def states(self, inputs: Inputs) -> Tensor:
         """What comes out of the trunk for some rows: (rows, length, hidden size)."""
-        with torch.no_grad(), _computing(self._upper, self._passed_on):
+        with torch.no_grad(), computing(self._upper, self._passed_on):
             return _states(_outputs(self.model.base_model, self._lower[-1:], inputs)[0])
 
     @contextlib.contextmanager
@@ -80,7 +80,7 @@ class Trunk:
             states: (rows, length, hidden size), of the rows that it is called with; anything where they are padded.
         """
         *others, last = self._lower
-        with _computing(others, self._passed_on), _computing([last], lambda _: self._passed_on(states)):
+        with computing(others, self._passed_on), computing([last], lambda _: self._passed_on(states)):
             yield
 
     def is_exact(self, inputs: Inputs) -> bool:
@@ -158,7 +158,7 @@ def _learns(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def _computing(modules: Sequence[nn.Module], answer: Callable[[Tensor], Any]) -> Iterator[None]:
+def computing(modules: Sequence[nn.Module], answer: Callable[[Tensor], Any]) -> Iterator[None]:
     """Inside, modules compute `answer` of the states that they are called with; their hooks run as ever."""
 
     def forward(*arguments: Any, **named: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -25,6 +25,8 @@ from smidgen.process.onednn import exact_onednn
 from smidgen.process.parallel import in_turns, is_sharded
 from smidgen.process.scores import Scores, calibration, class_scores, perplexity, span_scores
 from smidgen.process.spans import spans_of
+from smidgen.process.word_losses import plain_head, word_losses
+from smidgen.trunk import computing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -69,11 +71,12 @@ def evaluate(
     def score(batch: list[Encoded]) -> list[tuple[float, Any, Any]]:
         inputs = collate(batch, pad_id)
         with contextlib.nullcontext() if frozen is None else frozen.given(batch):
+            if not labels:
+                return [(loss, None, None) for loss in row_losses(model, inputs, precision).tolist()]
             found = logits(model, inputs, precision)
         losses = loss_sum(found, inputs["labels"].to(found.device))
-        answers = found.argmax(-1).tolist() if labels else [None] * len(batch)
-        chances = found.float().softmax(-1).cpu().numpy() if found.dim() == 2 and labels else [None] * len(batch)
-        return list(zip(losses.tolist(), answers, chances, strict=True))
+        chances = found.float().softmax(-1).cpu().numpy() if found.dim() == 2 else [None] * len(batch)
+        return list(zip(losses.tolist(), found.argmax(-1).tolist(), chances, strict=True))
 
     if frozen is not None:
         with evaluating(model):
@@ -96,6 +99,28 @@ def evaluate(
     }
 
 
+def row_losses(model: PreTrainedModel, batch: Mapping[str, Tensor], precision: str) -> Tensor:
+    """The cross-entropy of each row, summed over its labels: (rows,).
+
+    Args:
+        model: on any device.
+        batch: as `collate` gives it.
+        precision: number format of the activations.
+    """
+    labels = batch["labels"].to(model.device)
+    head = plain_head(model, batch, precision) if labels.dim() == 2 else None
+    if head is None:
+        return loss_sum(logits(model, batch, precision), labels)
+    compute = head.forward
+    with computing([head], lambda states: states if states.dim() == 2 else compute(states)):
+        found = logits(model, batch, precision)
+    if found.dim() == 3:  # prompts made the text longer
+        return loss_sum(found, labels)
+    known = labels != IGNORED
+    with autocast(model, precision):
+        return _by_row(word_losses(found, head.weight, head.bias, labels[known]), known)
+
+
 def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """The cross-entropy of each row, summed over its labels: (rows,).
 
@@ -107,7 +132,11 @@ def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="none")
     known = labels != IGNORED
     found = logits[known] if logits.dim() == 3 else logits
-    losses = nn.functional.cross_entropy(found.float(), labels[known], reduction="none")
+    return _by_row(nn.functional.cross_entropy(found.float(), labels[known], reduction="none"), known)
+
+
+def _by_row(losses: Tensor, known: Tensor) -> Tensor:
+    """The sum of each row's labels' losses, which are in their order."""
     return torch.zeros(known.shape, device=losses.device, dtype=losses.dtype).masked_scatter(known, losses).sum(1)
 
 

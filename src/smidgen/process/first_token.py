@@ -36,9 +36,7 @@ def reading_first_token(model: PreTrainedModel, inputs: Mapping[str, Any]) -> It
     """
     layers = _layers.get(model)
     if layers is None and _may_be_left_out(model):
-        layers = _tried(model, inputs)
-        if layers is not None:
-            _layers[model] = layers
+        layers = _layers[model] = _tried(model, inputs)
     with _on_first_token(layers if layers and _may_be_left_out(model) else []):
         yield
 
@@ -52,18 +50,18 @@ def _may_be_left_out(model: PreTrainedModel) -> bool:
     stacks = blocks(model)
     if len(stacks) != 1 or model.dtype != torch.float32:
         return False
-    inside = list(model.get_submodule(stacks[0][-1]).modules())
+    block = model.get_submodule(stacks[0][-1])
+    if "forward" in vars(block):
+        return False  # it is not computed at all, above kept states
+    inside = list(block.modules())
     if model.training and any(getattr(module, "gradient_checkpointing", False) for module in inside):
         return False  # it would be computed again after the hooks are gone
     deltas = [delta for module in inside for delta in active_deltas(module)]
     return not any(delta.mixes_tokens or delta.tap is not None or delta.route is not None for delta in deltas)
 
 
-def _tried(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[nn.Module] | None:
-    """The last block's linear layers, but those of keys and values, if the logits stay the same by the first token.
-
-    None: the model did not call them now, which is no proof.
-    """
+def _tried(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[nn.Module]:
+    """The last block's linear layers, but those of keys and values, if the logits stay the same by the first token."""
     last = str(len(blocks(model)[0]) - 1)
     try:
         whole = {place.name for place in find(model, "keys-and-values", last)}
@@ -79,10 +77,8 @@ def _tried(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[nn.Module]
         handle = block.register_forward_hook(_without_first)
         other = model(**inputs).logits
         handle.remove()
-    if len(called) < len(layers):
-        return None
     size = expected.norm()
-    is_same = bool((found - expected).norm() <= TOLERANCE * size)
+    is_same = len(called) == len(layers) and bool((found - expected).norm() <= TOLERANCE * size)
     return layers if is_same and bool((other - expected).norm() > TOLERANCE * size) else []
 
 

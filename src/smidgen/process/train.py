@@ -19,10 +19,10 @@ from smidgen.process import checkpoint, parallel
 from smidgen.process.batches import TrainingRows, collate, idle, micro_batches
 from smidgen.process.checkpoint import Checkpoint
 from smidgen.process.encoding import Encoded
-from smidgen.process.evaluate import count_labels, loss_sum
+from smidgen.process.evaluate import count_labels, row_losses
 from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.log import Log
-from smidgen.process.models import gradient_checkpointing, logits
+from smidgen.process.models import gradient_checkpointing
 from smidgen.process.onednn import exact_onednn
 from smidgen.process.optimizer import Rates, make_optimizer, set_rates
 from smidgen.process.probe import Probe
@@ -232,8 +232,7 @@ def backward(
             rows = [batch[row] for row in piece] or [idle(batch[-1])]
             inputs = collate(rows, pad_id)
             with contextlib.nullcontext() if frozen is None else frozen.given(rows):
-                found = logits(model, inputs, config.precision)
-                loss = loss_sum(found, inputs["labels"].to(found.device)).sum() / labels
+                loss = row_losses(model, inputs, config.precision).sum() / labels
                 loss.backward()  # inside, since it may compute blocks again
             total += loss.detach()
     return float(total)
