@@ -83,6 +83,12 @@ def test_a_run_is_the_same_with_kept_states_and_without(tmp_path: Path, decoder:
     assert metrics["test"]["loss"] == pytest.approx(without["test"]["loss"], abs=1e-5)
 
 
+def test_blocks_above_kept_states_may_be_computed_again_in_the_backward_pass(recipe: Path) -> None:
+    _, job = trained(recipe)
+    _, other = trained(recipe, "training.gradient_checkpointing=true")
+    assert difference(job, other) < 1e-5
+
+
 def test_a_row_is_computed_once_by_all_runs(recipe: Path, kept: Path, computed: list[int]) -> None:
     _, job = trained(recipe)
     rows = {tuple(row.input_ids) for rows in job.splits.values() for row in rows}

@@ -3,7 +3,8 @@
 They are computed without dropout, in batches that follow from the rows alone, so that their numbers are the same
 whichever run computes them, and a run that goes on has those that it had. The name of their file is a hash of all that
 decides about them: the trunk's numbers and configuration, the rows, the number format, the versions of the libraries
-and what computes. Where starting from them would change anything, the model computes as if they were not there.
+and what computes. Where starting from them would change anything, the model computes as if they were not there; and
+where several processes train together, which share the work anyway.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from smidgen.process.encoding import Encoded
 from smidgen.process.evaluating import evaluating
 from smidgen.process.models import autocast
 from smidgen.process.onednn import exact_onednn
-from smidgen.process.parallel import is_sharded
+from smidgen.process.parallel import this_process
 from smidgen.process.run_recipe import TrainingConfig
 from smidgen.process.shelf import Shelf
 from smidgen.trunk import Trunk
@@ -70,8 +71,10 @@ class FrozenStates:
 
     def keep(self, rows: Sequence[Encoded]) -> None:
         """Compute the states of rows that the model will learn from or, in evaluation mode, be scored on, often."""
+        if not rows or self.training.epochs == 1 or this_process().num_processes > 1:
+            return
         self._follow(rows)
-        if not self._serves() or self.training.epochs == 1:
+        if not self._serves():
             return
         missing = {key: row for row in rows if (key := _key(row)) not in self.shelf}
         width = self._like.shape[-1] * self._stored.itemsize
@@ -128,7 +131,7 @@ class FrozenStates:
         tried = self._inputs([by_size[place] for place in places])
         self.shelf.close()
         with self._computing(), evaluating(self.model):
-            self._trunk = None if is_sharded(self.model) else Trunk.of(self.model, self._inputs(by_size[:1]))
+            self._trunk = Trunk.of(self.model, self._inputs(by_size[:1]))
             if self._trunk is not None:
                 self._like = self._trunk.states(tried)
                 self._is_exact = self._trunk.is_exact(tried)

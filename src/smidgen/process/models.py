@@ -204,6 +204,8 @@ def gradient_checkpointing(model: PreTrainedModel, wanted: bool) -> Iterator[Non
         yield
         return
     getattr(model, f"{name}_enable")()
+    if hasattr(model, "disable_input_require_grads"):  # else the backward pass would go down to the embeddings
+        model.disable_input_require_grads()
     try:
         yield
     finally:
