@@ -39,6 +39,7 @@ class Delta(nn.Module):
     - layer: `forward(layer, inputs, hidden) -> hidden`, with `inputs` the layer's positional arguments, or, if
       `reads_source`, those of the layer at the start of the sublayer that this one ends, and `hidden` the layer's
       output, or its first input where the place's side is "input";
+      `hidden` may be changed in place where `layers.output_is_ours` says so;
       where it `mixes_tokens`, what it does to a token depends on others, or on where the token stands;
     - attention: `forward(batch) -> (keys, values)`, each (batch, key-value heads, virtual tokens, head size); where it
       is `gated`, they have a softmax of their own, whose result is multiplied by the gate and added;

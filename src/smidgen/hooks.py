@@ -156,7 +156,7 @@ def run_deltas(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
     deltas = [delta for delta in active_deltas(layer) if delta.side == "output"]
     together = joined(deltas, hidden) if len(deltas) > 1 else []
     if together:
-        hidden = add_by_row(together, inputs[0], hidden)
+        hidden = add_by_row(layer, together, inputs[0], hidden)
     for delta in deltas:
         if delta not in together:
             hidden = _run(delta, layer, inputs if delta.tap is None else delta.tap.take(), hidden)

@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from smidgen.delta import Delta, cast
+from smidgen.layers import output_is_ours
 
 
 def joined(deltas: Sequence[Delta], hidden: Tensor) -> list[Delta]:
@@ -29,10 +30,11 @@ def joined(deltas: Sequence[Delta], hidden: Tensor) -> list[Delta]:
     return found if len(found) > 1 and hidden.dim() > 1 else []
 
 
-def add_by_row(deltas: Sequence[Delta], inputs: Tensor, hidden: Tensor) -> Tensor:
+def add_by_row(layer: nn.Module, deltas: Sequence[Delta], inputs: Tensor, hidden: Tensor) -> Tensor:
     """Hidden with the update of each row's adapter added; rows without one stay as they are.
 
     Args:
+        layer: whose output it is; the sum takes its place where nothing else has seen it.
         deltas: of the adapters, which have `low_rank_factors`.
         inputs: of the layer, (rows, ..., in).
         hidden: its output, (rows, ..., out).
@@ -50,7 +52,8 @@ def add_by_row(deltas: Sequence[Delta], inputs: Tensor, hidden: Tensor) -> Tenso
     rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])
     low = torch.bmm(rows, cast(a, rows).transpose(1, 2)) * rows.new_tensor(scales).view(-1, 1, 1)
     before = hidden.reshape(len(hidden), -1, hidden.shape[-1])
-    return torch.baddbmm(before, low, cast(b, rows).transpose(1, 2)).view(hidden.shape)
+    add = before.baddbmm_ if output_is_ours(layer) else before.baddbmm
+    return add(low, cast(b, rows).transpose(1, 2)).view(hidden.shape)
 
 
 def _filled(factor: Tensor, rank: int, dimension: int) -> Tensor:

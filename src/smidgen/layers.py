@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,6 +42,14 @@ def features(layer: nn.Module) -> tuple[int, int]:
     if is_linear(layer):
         return int(layer.in_features), int(layer.out_features)  # type: ignore[arg-type]
     raise TypeError(f"{type(layer).__name__} is not a linear layer.")
+
+
+def output_is_ours(layer: nn.Module) -> bool:
+    """Whether nothing but the one hook that runs the deltas sees the layer's output before it is changed.
+
+    A `Linear` makes a new tensor at every call and keeps none of it, so that the output may then be changed in place.
+    """
+    return type(layer) is nn.Linear and len(layer._forward_hooks) == 1 and not _global_forward_hooks
 
 
 def weight_matrix(layer: nn.Module) -> Tensor:

@@ -193,7 +193,7 @@ class AdaLoRADelta(Delta):
         x = inputs[0]
         if self.dropout and self.training:
             x = functional.dropout(x, self.dropout)
-        return add_product(hidden, functional.linear(x, cast(self.q, x)), cast(self.p * self.e, x), self.scale)
+        return add_product(layer, hidden, functional.linear(x, cast(self.q, x)), cast(self.p * self.e, x), self.scale)
 
     def update(self) -> Tensor:
         """Scale · P diag(e) Q, (out, in), in fp32."""

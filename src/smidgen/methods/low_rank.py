@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from smidgen.delta import Delta, cast, check_positive, check_share
+from smidgen.layers import output_is_ours
 from smidgen.targets import Place, check_linear
 
 
@@ -67,7 +68,7 @@ class LowRankDelta(Delta):
         x = inputs[0]
         if self.dropout and self.training:
             x = functional.dropout(x, self.dropout)
-        return add_product(hidden, functional.linear(x, cast(self.a, x)), cast(self.b, x), self.scale)
+        return add_product(layer, hidden, functional.linear(x, cast(self.a, x)), cast(self.b, x), self.scale)
 
     def joins(self) -> bool:
         """Whether no input of the update is dropped."""
@@ -82,6 +83,11 @@ class LowRankDelta(Delta):
         return self.a, self.b, self.scale
 
 
-def add_product(hidden: Tensor, low: Tensor, b: Tensor, scale: float) -> Tensor:
-    """Hidden (..., out) + scale · low (..., rank) bᵀ, in one pass over the output instead of product, scale and sum."""
-    return torch.addmm(hidden.flatten(0, -2), low.flatten(0, -2), b.T, alpha=scale).view(hidden.shape)
+def add_product(layer: nn.Module, hidden: Tensor, low: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Hidden (..., out) + scale · low (..., rank) bᵀ, in one pass over the output instead of product, scale and sum.
+
+    The sum takes the place of `hidden`, a layer's output, where nothing else has seen it.
+    """
+    flat = hidden.flatten(0, -2)
+    add = flat.addmm_ if output_is_ours(layer) else flat.addmm
+    return add(low.flatten(0, -2), b.T, alpha=scale).view(hidden.shape)

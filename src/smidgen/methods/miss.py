@@ -70,7 +70,7 @@ class MiSSDelta(Delta):
         if self.dropout and self.training:
             x = functional.dropout(x, self.dropout)
         shards = functional.pad(x, (0, -x.shape[-1] % self.rank)).unflatten(-1, (-1, self.rank))
-        return add_product(hidden, shards.sum(-2), cast(self.d.T, x), 1.0)
+        return add_product(layer, hidden, shards.sum(-2), cast(self.d.T, x), 1.0)
 
     def update(self) -> Tensor:
         """Dᵀ repeated over the shards, (out, in), in fp32."""

@@ -98,7 +98,7 @@ class PiSSADelta(Delta):
         if self.dropout and self.training:
             x = functional.dropout(x, self.dropout)
         low = functional.linear(x, cast(torch.cat([self.a, self.start_a]), x))
-        return add_product(hidden, low, cast(torch.cat([self.b, -self.start_b], dim=1), x), 1.0)
+        return add_product(layer, hidden, low, cast(torch.cat([self.b, -self.start_b], dim=1), x), 1.0)
 
     def update(self) -> Tensor:
         """B A - B0 A0, (out, in), in fp32."""

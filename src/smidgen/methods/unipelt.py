@@ -120,7 +120,7 @@ class GatedDelta(Delta):
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Hidden, the layer's output, and the result: (..., out); inputs, if they are read: one (..., width)."""
         gate: Tensor = self.gate(inputs[0] if self.of_input else hidden)
-        changed: Tensor = self.inner(layer, inputs, hidden)
+        changed: Tensor = self.inner(layer, inputs, hidden.clone())  # which it may change in place
         return hidden + gate.to(hidden.dtype) * (changed - hidden)
 
     def gate_value(self) -> Tensor:

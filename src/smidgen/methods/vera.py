@@ -119,7 +119,7 @@ class VeRADelta(Delta):
             x = functional.dropout(x, self.dropout)
         low = functional.linear(x, cast(self.shared.a[:, : self.in_features], x)) * cast(self.d, x)
         b = self.shared.b[: self.out_features] * self.b[:, None]
-        return add_product(hidden, low, cast(b, x), 1.0)
+        return add_product(layer, hidden, low, cast(b, x), 1.0)
 
     def update(self) -> Tensor:
         """diag(b) B diag(d) A, (out, in), in fp32."""

@@ -1,0 +1,53 @@
+"""Updates take the place of a layer's output where nothing else has seen it, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from smidgen import attach, rows
+from smidgen.layers import output_is_ours
+from tests.conftest import build, example, make_batch
+from tests.methods.test_contract import disturb
+
+UPDATES = ("lora", "rslora", "pissa", "miss", "adalora", "vera", "unipelt", "mam")
+
+
+@pytest.mark.parametrize("name", UPDATES)
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_a_hook_that_saw_the_output_before_keeps_what_it_saw(name: str, architecture: str) -> None:
+    model, batch = build(architecture), make_batch(architecture)
+    kept: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    for layer in [module for module in model.modules() if isinstance(module, nn.Linear)]:
+        layer.register_forward_hook(lambda layer, inputs, output: kept.append((layer, inputs[0], output)))
+    disturb(attach(model, example(name, architecture)))
+    kept.clear()
+    with torch.no_grad():
+        model(**batch)
+    assert kept
+    for layer, inputs, output in kept:
+        assert torch.equal(output, functional.linear(inputs, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_in_place_or_not_the_answer_and_the_gradients_are_the_same(name: str) -> None:
+    found = []
+    for watched in (False, True):
+        model, batch = build("bert"), make_batch("bert")
+        torch.manual_seed(0)
+        adapter = attach(model, example(name, "bert"))
+        disturb(adapter)
+        layers = [module for module in model.modules() if isinstance(module, nn.Linear) and hasattr(module, "deltas")]
+        assert all(map(output_is_ours, layers))
+        for layer in layers if watched else ():
+            layer.register_forward_hook(lambda *_: None)
+        assert not any(map(output_is_ours, layers if watched else ()))
+        model(**batch).loss.backward()
+        found.append([p.grad for p in adapter.parameters() if p.grad is not None])
+        model.zero_grad()
+        with torch.no_grad(), rows(model, ["default", None, "default", None]):
+            found[-1].append(model(**batch).logits)
+    for own, other in zip(*found, strict=True):
+        assert torch.equal(own, other)
