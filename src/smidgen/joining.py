@@ -53,7 +53,7 @@ def add_by_row(layer: nn.Module, deltas: Sequence[Delta], inputs: Tensor, hidden
     low = torch.bmm(rows, cast(a, rows).transpose(1, 2)) * rows.new_tensor(scales).view(-1, 1, 1)
     before = hidden.reshape(len(hidden), -1, hidden.shape[-1])
     add = before.baddbmm_ if output_is_ours(layer) else before.baddbmm
-    return add(low, cast(b, rows).transpose(1, 2)).view(hidden.shape)
+    return add(cast(low, hidden), cast(b, hidden).transpose(1, 2)).view(hidden.shape)
 
 
 def _filled(factor: Tensor, rank: int, dimension: int) -> Tensor:

@@ -88,6 +88,7 @@ def add_product(layer: nn.Module, hidden: Tensor, low: Tensor, b: Tensor, scale:
 
     The sum takes the place of `hidden`, a layer's output, where nothing else has seen it.
     """
+    low, b = cast(low, hidden), cast(b, hidden)  # autocast does so for addmm, and not for addmm_
     flat = hidden.flatten(0, -2)
     add = flat.addmm_ if output_is_ours(layer) else flat.addmm
     return add(low.flatten(0, -2), b.T, alpha=scale).view(hidden.shape)
