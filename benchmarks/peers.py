@@ -24,8 +24,7 @@ import contextlib
 import dataclasses
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.job import Job, prepare
 from smidgen.process.models import quietly
 from smidgen.process.onednn import exact_onednn
+from smidgen.process.plan import counted
 from smidgen.process.recipe import load_recipe
 from smidgen.process.shelf import Shelf
 from smidgen.process.train import backward, train
@@ -175,25 +175,10 @@ def activations(recipe: Path, rows_at_once: int) -> dict[str, Any]:
     return {"bytes": kept, "ratio": {name: round(own / kept["peft"], 3) for name, own in kept.items()}}
 
 
-@contextlib.contextmanager
-def counted() -> Iterator[Counter[int]]:
-    storages: Counter[int] = Counter()
-
-    def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, torch.nn.Parameter) and not tensor.is_leaf:
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield storages
-
-
 def mixed(recipe: Path, adapters: int) -> dict[str, Any]:
     """A forward pass of the model's body over rows of several adapters; peft has the same ones."""
     job = prepare(load_recipe(recipe, ["technique=head"]))
-    ours, base, theirs = (
-        transformers.AutoModel.from_pretrained(embedded.model_folder("minilm")).eval() for _ in range(3)
-    )
+    ours, base, theirs = (body() for _ in range(3))
     typical = sorted(job.splits["train"], key=lambda row: len(row.input_ids))[len(job.splits["train"]) // 2 :][:32]
     inputs = collate(typical, pad_id(job.tokenizer))
     del inputs["labels"]
@@ -297,17 +282,13 @@ def eight(path: Path) -> dict[str, Any]:
     changes = ("technique={name: lora, layers: 'last:2'}", "training.frozen_dropout=false", "data.rows=1000")
     seconds, losses = {}, {}
     for kept in ("exact", "off"):
+        wanted = [f"training.frozen_states={kept}", *changes]
         with tempfile.TemporaryDirectory() as folder:
-
-            def runs(kept: str = kept, folder: str = folder) -> list[float]:
-                wanted = [
-                    load_recipe(path, [*changes, f"training.seed={seed}", f"training.frozen_states={kept}"])
-                    for seed in range(8)
-                ]
-                return [trained(prepare(recipe), Path(folder)) for recipe in wanted]
-
             began = time.process_time()
-            losses[kept] = runs()
+            losses[kept] = [
+                trained(prepare(load_recipe(path, [*wanted, f"training.seed={seed}"])), Path(folder))
+                for seed in range(8)
+            ]
             seconds[kept] = round(time.process_time() - began, 3)
     apart = max(abs(one - other) for one, other in zip(losses["exact"], losses["off"], strict=True))
     return {"seconds": seconds, "ratio": round(seconds["off"] / seconds["exact"], 3), "losses_apart": apart}

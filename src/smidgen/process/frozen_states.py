@@ -77,9 +77,10 @@ class FrozenStates:
         if not self._serves():
             return
         missing = {key: row for row in rows if (key := _key(row)) not in self.shelf}
-        width = self._like.shape[-1] * self._stored.itemsize
-        sizes = {key: len(row.input_ids) * width for key, row in missing.items()}
-        self.note = self.shelf.put(self._origin(), sizes, self._computed(missing))
+        if missing:  # what they come from takes a hash of all frozen weights
+            width = self._like.shape[-1] * self._stored.itemsize
+            sizes = {key: len(row.input_ids) * width for key, row in missing.items()}
+            self.note = self.shelf.put(self._origin(), sizes, self._computed(missing))
         if self.model.training and self.note is None and self._trunk is not None:
             self.depth = self._trunk.depth
 

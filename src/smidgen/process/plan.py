@@ -168,7 +168,7 @@ def try_steps(
             keeping = time.perf_counter() - started
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.0)
         before = used_memory(model.device)
-        with _counted() as saved:
+        with counted() as saved:
             _step(model, optimizer, [rows[row] for row in largest], training, pad_id, frozen)
         state = 3 * sum(p.numel() * p.element_size() for p in adapter.parameters())  # gradient and AdamW's two moments
         seconds = []
@@ -231,7 +231,7 @@ def _undone(model: PreTrainedModel, adapter: Adapter) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _counted() -> Iterator[Counter[int]]:
+def counted() -> Iterator[Counter[int]]:
     """Count the bytes that autograd keeps, each storage once; weights, which are there anyway, are left out."""
     storages: Counter[int] = Counter()
 
