@@ -67,6 +67,15 @@ def test_it_is_used_where_the_first_token_alone_is_read(name: str) -> None:
     assert seen == [1 if name in READS_FIRST else batch["input_ids"].shape[1]]
 
 
+def test_no_product_copies_its_weight_for_every_row() -> None:
+    model, batch = build("bert"), make_batch("bert")
+    attach(model, LoRA(dropout=0.1))
+    logits(model, batch, "fp32")  # tries the model
+    with torch.profiler.profile() as profile:
+        logits(model, batch, "fp32").sum().backward()
+    assert "aten::bmm" not in {event.key for event in profile.key_averages()}
+
+
 def test_a_head_of_zeros_is_no_proof() -> None:
     model, batch = build("llama-classifier"), make_batch("llama-classifier")
     model.score.weight.data.zero_()

@@ -85,3 +85,13 @@ def test_fused_attention_is_kept_off_it_forward_and_backward(allowed):
         assert allowed == ["bf16", "none", "none"]
         assert setting() == "bf16"
     torch.testing.assert_close(output, scaled_dot_product_attention(query, key, value))
+
+
+def test_inside_another_it_changes_nothing(allowed):
+    query, key, value = (torch.randn(2, 3, 5, 8, requires_grad=True) for _ in range(3))
+    with onednn.exact_onednn(CPU):
+        with onednn.exact_onednn(CPU):
+            output = scaled_dot_product_attention(query, key, value)
+        output.sum().backward()
+        assert allowed == ["bf16", "none", "none"]
+        assert setting() == "bf16"

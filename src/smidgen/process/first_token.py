@@ -92,7 +92,7 @@ def _on_first_token(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, int
 
     def take(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         lengths[layer] = inputs[0].shape[1]
-        return (inputs[0][:, :1], *inputs[1:])
+        return (inputs[0][:, :1].contiguous(), *inputs[1:])  # strided, each row would copy the weight
 
     def fill(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
         return functional.pad(output, (0, 0, 0, lengths[layer] - 1))

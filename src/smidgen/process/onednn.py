@@ -25,9 +25,9 @@ def exact_onednn(device: torch.device) -> Iterator[None]:
     """Inside, fp32 products on the CPU are oneDNN's if those are exact on this machine, forward and backward.
 
     Args:
-        device: where the model is; elsewhere than on a CPU nothing changes.
+        device: where the model is; elsewhere than on a CPU nothing changes, nor where they are allowed already.
     """
-    if device.type != "cpu" or not is_exact():
+    if device.type != "cpu" or torch.backends.mkldnn.matmul.fp32_precision == "bf16" or not is_exact():
         yield
         return
     with _allowed("bf16"), _Attention():
