@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+_ONEDNN: Any = torch.backends.mkldnn
+
 LARGEST_ERROR = 5e-6
 """Of a product's entries, over their typical size: fp32 makes 2e-7 to 6e-7 of it, a rounding to bfloat16 2e-3."""
 
@@ -27,7 +29,7 @@ def exact_onednn(device: torch.device) -> Iterator[None]:
     Args:
         device: where the model is; elsewhere than on a CPU nothing changes, nor where they are allowed already.
     """
-    if device.type != "cpu" or torch.backends.mkldnn.matmul.fp32_precision == "bf16" or not is_exact():
+    if device.type != "cpu" or _ONEDNN.matmul.fp32_precision == "bf16" or not is_exact():
         yield
         return
     with _allowed("bf16"), _Attention():
@@ -58,13 +60,12 @@ def _error(first: torch.Tensor, second: torch.Tensor) -> float:
 @contextlib.contextmanager
 def _allowed(precision: str) -> Iterator[None]:
     """Inside, oneDNN may compute fp32 products in this number format; "none": PyTorch does not use it for them."""
-    onednn: Any = torch.backends.mkldnn
-    before = onednn.matmul.fp32_precision
-    onednn.matmul.fp32_precision = precision
+    before = _ONEDNN.matmul.fp32_precision
+    _ONEDNN.matmul.fp32_precision = precision
     try:
         yield
     finally:
-        onednn.matmul.fp32_precision = before
+        _ONEDNN.matmul.fp32_precision = before
 
 
 class _Attention(TorchFunctionMode):
