@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from smidgen import attention, hooks, prompts, stepping, storage
-from smidgen.delta import Delta, Method
+from smidgen.delta import Delta, Method, Service
 from smidgen.own import OwnParameters, head_names, own_parameters
 from smidgen.stacking import active_adapters, adapters, check_not_routed, none_active, set_active
 from smidgen.targets import Place
@@ -56,7 +56,7 @@ class Adapter:
             parameter.requires_grad_(False)
         self._own = OwnParameters(model, own, keep_base=all(m.keeps_base for m in self.methods))
         model.add_module(self._own_key, self._own)
-        self.serving = self.trains = True
+        self.service = Service()
         self.own_labels = self.base_labels = (model.config.id2label, model.config.label2id)
         self._frozen: list[nn.Parameter] = []  # what a user froze, while the adapter does not train
         for method, place, delta in self.entries():
@@ -113,6 +113,7 @@ class Adapter:
         reads = delta.reads_source and place.source is not None
         source = self.model.get_submodule(place.source or "") if reads else None
         side = place.side if place.site == "layer" else None
+        delta.service = self.service
         hooks.put(place.layer, self._key(method), delta, side=side, source=source)
 
     def _wire(self) -> None:
@@ -287,15 +288,16 @@ class Adapter:
             order: their number among the active adapters.
             trains: whether what is trained trains.
         """
+        parameters, now = list(self.parameters()), self.service
+        if now.active and now.trains:
+            self._frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+        now.active, now.trains, now.order, now.route = active, trains, order, route
         for _, _, delta in self.entries():
-            delta.active, delta.route, delta.order, delta.trains = active, route, order, trains
-            delta.train(self.model.training)
-        if self.trains:
-            self._frozen = [parameter for parameter in self.parameters() if not parameter.requires_grad]
+            if delta.training != (self.model.training and trains):
+                delta.train(self.model.training)
         kept = {id(parameter) for parameter in self._frozen}
-        self.serving, self.trains = active, active and trains
-        for parameter in self.parameters():
-            parameter.requires_grad_(self.trains and id(parameter) not in kept)
+        for parameter in parameters:
+            parameter.requires_grad_(active and trains and id(parameter) not in kept)
         if active:
             stepping.schedule(self)
 

@@ -125,9 +125,6 @@ def _members(model: PreTrainedModel, weights: Mapping[str, float]) -> list[Adapt
 def _copied(member: Adapter) -> Made:
     taps: dict[int, object] = {id(delta.tap): None for _, _, delta in member.entries() if delta.tap is not None}
     built = copy.deepcopy([list(deltas) for deltas in member.deltas], taps)  # a new adapter sets taps of its own
-    for deltas in built:
-        for delta in deltas:
-            delta.active, delta.route = True, None
     return list(member.methods), [list(found) for found in member.places], built
 
 

@@ -29,10 +29,25 @@ Side = Literal["output", "input"]
 """What of a layer a delta changes."""
 
 
-class Delta(nn.Module):
-    """What a technique trains at one place: a forward hook with parameters. It acts while `active` is true.
+@dataclasses.dataclass
+class Service:
+    """What an adapter does now: its deltas share it, so that a switch need not go through them.
 
-    Of several adapters that are active, those of a lower `order` act first.
+    Attributes:
+        active: whether the deltas act.
+        trains: whether what is trained trains while they do.
+        order: of several adapters that are active, those of a lower one act first.
+        route: which rows of a batch they serve; None: all.
+    """
+
+    active: bool = True
+    trains: bool = True
+    order: int = 0
+    route: Route | None = None
+
+
+class Delta(nn.Module):
+    """What a technique trains at one place: a forward hook with parameters. It acts while its service is active.
 
     `forward` depends on its place's site:
 
@@ -46,11 +61,8 @@ class Delta(nn.Module):
     - embedding: `forward(embedding) -> prompt`, (virtual tokens, hidden size), with `embedding` the input embedding.
     """
 
-    active: bool = True
-    trains: bool = True
-    order: int = 0
+    service: Service = Service()
     side: Side | None = None
-    route: Route | None = None
     reads_source: bool = False
     mixes_tokens: bool = False
     virtual_tokens: int = 0
@@ -58,7 +70,17 @@ class Delta(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """As for any module; the delta of a frozen adapter computes as it is served, while another trains above it."""
-        return super().train(mode and self.trains)
+        return super().train(mode and self.service.trains)
+
+    @property
+    def active(self) -> bool:
+        """Whether it acts now."""
+        return self.service.active
+
+    @property
+    def route(self) -> Route | None:
+        """Which rows of a batch it serves; None: all."""
+        return self.service.route
 
     def gated(self, query: Tensor) -> Tensor | None:
         """The gate of an attention's own softmax for the keys and values, or None if they join the text's.

@@ -23,7 +23,7 @@ class Deltas(nn.Module):
 
     def active(self) -> list[Delta]:
         """Those that act now: asked at every call of the layer, so a hundred idle ones must cost next to nothing."""
-        return [delta for delta in self._modules.values() if delta.active]  # type: ignore[union-attr,misc]
+        return [delta for delta in self._modules.values() if delta.service.active]  # type: ignore[union-attr,misc]
 
 
 class Tap:
@@ -147,7 +147,7 @@ def active_deltas(layer: nn.Module) -> list[Delta]:
     if not isinstance(deltas, Deltas):
         return []
     active = deltas.active()
-    return sorted(active, key=lambda delta: delta.order) if len(active) > 1 else active
+    return sorted(active, key=lambda delta: delta.service.order) if len(active) > 1 else active
 
 
 def run_deltas(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:

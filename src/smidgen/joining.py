@@ -39,16 +39,18 @@ def add_by_row(layer: nn.Module, deltas: Sequence[Delta], inputs: Tensor, hidden
         inputs: of the layer, (rows, ..., in).
         hidden: its output, (rows, ..., out).
     """
-    factors = [delta.low_rank_factors() for delta in deltas]
-    rank = max(len(a) for a, _, _ in factors)
-    numbers = {delta.route.name: number for number, delta in enumerate(deltas) if delta.route is not None}
-    assert deltas[0].route is not None
-    wanted = [None if name is None else numbers.get(name) for name in deltas[0].route.of_rows(len(hidden))]
-    own = torch.tensor([number or 0 for number in wanted], device=hidden.device)
-    scales = [0.0 if number is None else factors[number][2] for number in wanted]
+    route = deltas[0].route
+    assert route is not None
+    factors = {delta.route.name: delta.low_rank_factors() for delta in deltas if delta.route is not None}
+    ranks = [len(a) for a, _, _ in factors.values()]
+    if len(set(ranks)) > 1:
+        factors = {name: (*_filled(a, b, max(ranks)), scale) for name, (a, b, scale) in factors.items()}
+    first, second, _ = next(iter(factors.values()))
+    nothing = first, second, 0.0  # of a row that none of them serves
+    own = [factors.get(name, nothing) if name is not None else nothing for name in route.of_rows(len(hidden))]
 
-    a = torch.stack([_filled(a, rank, 0) for a, _, _ in factors]).index_select(0, own)
-    b = torch.stack([_filled(b, rank, 1) for _, b, _ in factors]).index_select(0, own)
+    a, b = torch.stack([a for a, _, _ in own]), torch.stack([b for _, b, _ in own])
+    scales = [scale for _, _, scale in own]
     rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])
     low = torch.bmm(rows, cast(a, rows).transpose(1, 2)) * rows.new_tensor(scales).view(-1, 1, 1)
     before = hidden.reshape(len(hidden), -1, hidden.shape[-1])
@@ -56,7 +58,7 @@ def add_by_row(layer: nn.Module, deltas: Sequence[Delta], inputs: Tensor, hidden
     return add(cast(low, hidden), cast(b, hidden).transpose(1, 2)).view(hidden.shape)
 
 
-def _filled(factor: Tensor, rank: int, dimension: int) -> Tensor:
-    """A factor with zeros up to a rank."""
-    missing = rank - factor.shape[dimension]
-    return functional.pad(factor, (0, 0, 0, missing) if dimension == 0 else (0, missing)) if missing else factor
+def _filled(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The factors of an update with zeros up to a rank."""
+    missing = rank - len(a)
+    return functional.pad(a, (0, 0, 0, missing)), functional.pad(b, (0, missing))

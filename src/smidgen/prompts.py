@@ -25,7 +25,7 @@ from smidgen.attention import install
 from smidgen.delta import Delta
 from smidgen.generating import Generate
 from smidgen.hooks import active_deltas
-from smidgen.layers import counts_columns, position_offset, positions, positions_follow_mask, text_reader
+from smidgen.layers import counts_columns, is_causal, position_offset, positions, positions_follow_mask, text_reader
 from smidgen.placeholders import (
     IGNORED,
     Counts,
@@ -37,10 +37,12 @@ from smidgen.placeholders import (
     placeholder,
     served_rows,
 )
+from smidgen.prompt_states import can_be_shared, put
+from smidgen.stacking import active_adapters
 from smidgen.threads import PerThread
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import DynamicCache, PreTrainedModel
 
 _ALONG_THE_TEXT = {"logits": 3, "start_logits": 2, "end_logits": 2, "last_hidden_state": 3, "hidden_states": 3}
 """Outputs with a column for each token, and their dimensions: logits of classes have two."""
@@ -65,7 +67,10 @@ class VirtualTokens:
         self._limit = positions(model)
         self._follows_mask = positions_follow_mask(model)
         self._columns: PerThread[slice | None] = PerThread(None)
+        self._alone: PerThread[bool] = PerThread(False)  # whether the pass is over the prompt
+        self._lent: PerThread[bool] = PerThread(False)  # whether it has a cache that nobody asked for
         self._names = list(inspect.signature(type(self.reader).forward).parameters)[1:]
+        self._looks_back = self.reader is model and "past_key_values" in self._names and is_causal(model)
         self._handles = [
             self.reader.register_forward_pre_hook(self.before, with_kwargs=True),
             self.reader.register_forward_hook(self.after, with_kwargs=True, always_call=True),
@@ -109,7 +114,7 @@ class VirtualTokens:
 
     def before(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Insert the placeholders into the arguments of `model.forward`, and shift positions by the prefix."""
-        self._columns.reset()  # of a pass that failed
+        self._columns.reset(), self._lent.reset()  # of a pass that failed
         prefixes = [delta for delta in self.prefixes if delta.active and delta.virtual_tokens]
         if not self.prompts() and not prefixes:
             return None
@@ -127,6 +132,9 @@ class VirtualTokens:
         if count and inputs.get("return_dict") is False:
             raise ValueError("A prompt needs return_dict=True: a tuple does not say which outputs to cut to the text.")
         cached = int(cache.get_seq_length()) if cache is not None else 0
+        if count and not cached and self._shares(inputs, count):
+            self._begin_after(inputs, count)
+            cached = count
         if count and not self.generating.get():
             self._insert(model, inputs, counts, cached)
         if taken:
@@ -143,6 +151,41 @@ class VirtualTokens:
             first = self.start() - cached
             self._columns.set(slice(max(first, 0), max(first + count, 0)))
         return (), inputs
+
+    def _shares(self, inputs: dict[str, Any], count: int) -> bool:
+        """Whether the prompt is the same for all rows of this pass, and sees nothing of their texts."""
+        return (
+            self._looks_back
+            and not self._alone.get()
+            and not self.model.training
+            and not self.start()
+            and all(delta.route is None for delta in self.prompts())
+            and can_be_shared(inputs, count)
+            and (not self.generating.get() or (inputs["input_ids"].shape[1] > count and "past_key_values" in inputs))
+        )
+
+    def _begin_after(self, inputs: dict[str, Any], count: int) -> None:
+        """Cache the prompt's keys and values, so that the pass is over the texts alone."""
+        ids = inputs["input_ids"].new_full((1, count), placeholder(self.model))
+        last = {"logits_to_keep": 1} if "logits_to_keep" in self._names else {}
+
+        def compute(cache: DynamicCache) -> None:
+            generating = self.generating.get()
+            self.generating.set(True)
+            self._alone.set(True)
+            try:
+                self.model(input_ids=ids, past_key_values=cache, use_cache=True, **last)
+            finally:
+                self.generating.set(generating)
+                self._alone.reset()
+
+        lent = inputs.get("use_cache") is False and inputs.get("past_key_values") is None
+        put(self.model, inputs, compute, ",".join(adapter.name for adapter in active_adapters(self.model)))
+        self._lent.set(lent)
+        if self.generating.get():
+            for name in ("input_ids", "position_ids", "token_type_ids"):
+                if inputs.get(name) is not None:
+                    inputs[name] = inputs[name][:, count:]
 
     def _insert(self, model: PreTrainedModel, inputs: dict[str, Any], counts: Counts, cached: int) -> None:
         ids, start, count = inputs["input_ids"], self.start(), counts.most
@@ -260,6 +303,8 @@ class VirtualTokens:
     def after(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Cut the outputs back to the text's own columns."""
         columns = self._columns.reset()
+        if self._lent.reset() and output is not None:
+            output["past_key_values"] = None
         if columns is None or columns.stop == 0 or self.generating.get() or output is None:
             return output  # None: the forward pass failed
         if self.reader is not self.model:

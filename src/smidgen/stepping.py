@@ -112,7 +112,7 @@ def _after(optimizer: Optimizer, *_: Any) -> None:
         return
     for adapter in _trained_by(optimizer):
         adapter.clock.step += 1
-        if adapter.serving:
+        if adapter.service.active:
             schedule(adapter)
 
 

@@ -22,6 +22,7 @@ from smidgen import (
     load,
     parameter_groups,
 )
+from smidgen.delta import Service
 from smidgen.layers import embedding_rows
 from smidgen.methods.progressive import Depths
 from smidgen.stepping import is_settled
@@ -175,7 +176,7 @@ def test_adapter_drop_leaves_out_another_number_at_each_step_and_serves_with_dro
     with torch.no_grad():
         served = model.eval()(**batch).logits
         for delta in adapter.deltas[0][:2]:
-            delta.active = False
+            delta.service = Service(active=False)
         assert torch.equal(model(**batch).logits, served)
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smidgen.process.batches import by_length, collate, idle, micro_batches, order
+from smidgen.process.batches import by_length, collate, idle, micro_batches, order, pieces
 from smidgen.process.encoding import IGNORED, Encoded
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=200)
@@ -69,10 +69,36 @@ def test_evaluation_takes_every_row_once_and_the_longest_first(lengths, batch_si
     assert all(len(batch) == batch_size for batch in batches[:-1])
 
 
-@given(st.lists(st.integers(), min_size=1, max_size=40, unique=True), st.integers(1, 9), st.none() | st.integers(1, 9))
-def test_all_processes_take_part_equally_often_and_each_row_is_passed_once(batch, processes, micro_batch_size):
+@given(LENGTHS, SIZES, st.none() | st.integers(1, 100))
+def test_a_piece_is_as_long_as_it_may_be(lengths, most_rows, most_tokens):
+    batches = by_length(lengths, most_rows, most_tokens)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    padded = [len(batch) * lengths[batch[0]] for batch in batches]
+    assert all(len(batch) <= most_rows for batch in batches)
+    assert all(
+        tokens <= (most_tokens or tokens) or len(batch) == 1 for tokens, batch in zip(padded, batches, strict=True)
+    )
+    for batch in batches[:-1]:
+        more = (len(batch) + 1) * lengths[batch[0]]
+        assert len(batch) == most_rows or (most_tokens is not None and more > most_tokens)
+
+
+def test_rows_that_are_not_sorted_are_padded_to_the_longest_so_far():
+    assert pieces([4, 5, 6, 7], [1, 3, 2, 5], 9, 6) == [[4, 5], [6], [7]]
+
+
+@given(
+    st.lists(st.integers(), min_size=1, max_size=40, unique=True),
+    st.integers(1, 9),
+    st.none() | st.integers(1, 9),
+    st.none() | st.integers(1, 60),
+)
+def test_all_processes_take_part_equally_often_and_each_row_is_passed_once(batch, processes, micro_batch_size, tokens):
+    lengths = [1 + abs(row) % 30 for row in batch]
     parts = [
-        micro_batches(batch, process=process, processes=processes, micro_batch_size=micro_batch_size)
+        micro_batches(
+            batch, lengths, process=process, processes=processes, most_rows=micro_batch_size, most_tokens=tokens
+        )
         for process in range(processes)
     ]
     assert sorted(row for part in parts for piece in part for row in piece) == sorted(batch)
@@ -84,11 +110,11 @@ def test_all_processes_take_part_equally_often_and_each_row_is_passed_once(batch
 
 
 def test_one_process_without_micro_batches_takes_the_batch_as_it_is():
-    assert micro_batches([3, 1, 2]) == [[3, 1, 2]]
+    assert micro_batches([3, 1, 2], [5, 6, 7]) == [[3, 1, 2]]
 
 
 def test_a_process_without_rows_gets_empty_pieces():
-    assert micro_batches([7], process=1, processes=2) == [[]]
+    assert micro_batches([7], [4], process=1, processes=2) == [[]]
 
 
 CLASSES = [Encoded([5, 6, 7], 1), Encoded([8], 0)]
@@ -131,8 +157,8 @@ def test_an_idle_row_has_no_loss_and_no_gradient(rows):
     assert batch["input_ids"].tolist() == collate(rows, pad_id=9)["input_ids"].tolist()
 
 
-@given(st.integers(1, 12), st.integers(1, 4), st.none() | st.integers(1, 4))
-def test_the_pieces_of_all_processes_have_the_loss_of_the_whole_batch(count, processes, micro_batch_size):
+@given(st.integers(1, 12), st.integers(1, 4), st.none() | st.integers(1, 4), st.none() | st.integers(1, 30))
+def test_the_pieces_of_all_processes_have_the_loss_of_the_whole_batch(count, processes, most_rows, most_tokens):
     generator = torch.Generator().manual_seed(count)
     rows = [Encoded([row] * (row + 1), [row % 3] * (row + 1)) for row in range(count)]
     table = torch.randn(count, 3, generator=generator, dtype=torch.float64)
@@ -148,6 +174,13 @@ def test_the_pieces_of_all_processes_have_the_loss_of_the_whole_batch(count, pro
     summed = sum(
         loss([rows[row] for row in piece] or [idle(rows[batch[-1]])])
         for process in range(processes)
-        for piece in micro_batches(batch, process=process, processes=processes, micro_batch_size=micro_batch_size)
+        for piece in micro_batches(
+            batch,
+            [len(row.input_ids) for row in rows],
+            process=process,
+            processes=processes,
+            most_rows=most_rows,
+            most_tokens=most_tokens,
+        )
     )
     torch.testing.assert_close(summed, loss(rows))

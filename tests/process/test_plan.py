@@ -46,7 +46,9 @@ def test_planning_leaves_no_trace(tmp_path: Path) -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-@pytest.mark.parametrize("change", ["precision=bf16", "gradient_checkpointing=true", "micro_batch_size=3"])
+@pytest.mark.parametrize(
+    "change", ["precision=bf16", "gradient_checkpointing=true", "micro_batch_size=3", "micro_batch_tokens=20"]
+)
 def test_the_trial_is_the_run_s_own_step(tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = job(tmp_path, f"training.{change}")
     flags = []
@@ -61,6 +63,12 @@ def test_the_trial_is_the_run_s_own_step(tmp_path: Path, change: str, monkeypatc
     assert planned.plan().memory_bytes > 10_000_000
     assert flags == ["gradient_checkpointing" in change] * 3
     assert not planned.model.bert.encoder.layer[0].gradient_checkpointing
+
+
+def test_a_budget_of_tokens_bounds_what_a_step_keeps(tmp_path: Path) -> None:
+    whole, cut = (job(tmp_path, *changes).plan() for changes in ([], ["training.micro_batch_tokens=20"]))
+    assert cut.activation_bytes < 0.7 * whole.activation_bytes
+    assert cut.steps == whole.steps
 
 
 def test_matches_are_listed_by_kind(tmp_path: Path) -> None:

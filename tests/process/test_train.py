@@ -196,7 +196,8 @@ def test_max_steps_ends_the_run(recipe: Path) -> None:
 def test_pieces_of_a_batch_give_the_gradients_of_the_whole(recipe: Path) -> None:
     changes = ["training.epochs=1", "technique={name: lora, learning_rate: 0.01}"]
     states = []
-    for number, change in enumerate(["micro_batch_size=null", "micro_batch_size=3", "gradient_checkpointing=true"]):
+    ways = ["micro_batch_size=null", "micro_batch_size=3", "micro_batch_tokens=20", "gradient_checkpointing=true"]
+    for number, change in enumerate(ways):
         started = job(recipe, *changes, f"training.{change}", f"output=out{number}")
         for module in started.model.modules():
             if isinstance(module, torch.nn.Dropout):

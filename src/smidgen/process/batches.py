@@ -98,14 +98,43 @@ def order(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> 
     return [full[place] for place in places] + [batch for batch in batches if len(batch) < batch_size]
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def by_length(lengths: Sequence[int], batch_size: int, most_tokens: int | None = None) -> list[list[int]]:
     """Batches for evaluation and prediction: the longest rows first, so that a lack of memory shows at once."""
     rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return pieces(rows, [lengths[row] for row in rows], batch_size, most_tokens)
+
+
+def pieces(
+    rows: Sequence[int], lengths: Sequence[int], most_rows: int, most_tokens: int | None = None
+) -> list[list[int]]:
+    """Rows cut into pieces, in their order, each as long as it may be.
+
+    Args:
+        rows: the longest first, if their tokens count.
+        lengths: tokens of each of them.
+        most_rows: of a piece.
+        most_tokens: of a piece whose rows are padded to its longest; a row with more is alone. None: any number.
+    """
+    found: list[list[int]] = []
+    longest = 0
+    for row, length in zip(rows, lengths, strict=True):
+        longest = max(longest, length)
+        full = not found or len(found[-1]) == most_rows
+        if full or (most_tokens is not None and (len(found[-1]) + 1) * longest > most_tokens):
+            found.append([])
+            longest = length
+        found[-1].append(row)
+    return found
 
 
 def micro_batches(
-    batch: Sequence[int], *, process: int = 0, processes: int = 1, micro_batch_size: int | None = None
+    batch: Sequence[int],
+    lengths: Sequence[int],
+    *,
+    process: int = 0,
+    processes: int = 1,
+    most_rows: int | None = None,
+    most_tokens: int | None = None,
 ) -> list[list[int]]:
     """One process's part of a batch, in the pieces that it passes through the model one after the other.
 
@@ -114,7 +143,7 @@ def micro_batches(
     passes `idle` rows through the model, which have a length but no label, and so take part without a loss or a
     gradient:
 
-        for piece in micro_batches(batch, process=rank, processes=world, micro_batch_size=size):
+        for piece in micro_batches(batch, lengths, process=rank, processes=world, most_rows=size):
             inputs = collate([data[row] for row in piece] or [idle(data[batch[-1]])], pad_id)
             loss = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / labels_in_the_whole_batch
 
@@ -124,18 +153,24 @@ def micro_batches(
 
     Args:
         batch: the rows of one step, as `order` gives them.
+        lengths: tokens of each of them.
         process: this process's rank.
         processes: how many there are.
-        micro_batch_size: the most rows in a piece; None: the process's part in one piece.
+        most_rows: of a piece; None: any number.
+        most_tokens: of a piece, as in `pieces`; its rows are then of like length.
 
     Returns:
         Pieces of row indices. Over all processes each row of the batch occurs exactly once, and the processes' parts
         differ by one row at most.
     """
-    most = -(-len(batch) // processes)
-    size = micro_batch_size or most
-    mine = batch[process::processes]
-    return [list(mine[start : start + size]) for start in range(0, most, size)]
+    parts = []
+    for number in range(processes):
+        places = list(range(number, len(batch), processes))
+        if most_tokens is not None:
+            places.sort(key=lambda place: -lengths[place])
+        own, tokens = [batch[place] for place in places], [lengths[place] for place in places]
+        parts.append(pieces(own, tokens, most_rows or len(batch), most_tokens))
+    return parts[process] + [[] for _ in range(max(map(len, parts)) - len(parts[process]))]
 
 
 def idle(row: Encoded) -> Encoded:

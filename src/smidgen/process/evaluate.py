@@ -26,6 +26,7 @@ from smidgen.process.parallel import in_turns, is_sharded
 from smidgen.process.scores import Scores, calibration, class_scores, perplexity, span_scores
 from smidgen.process.spans import spans_of
 from smidgen.process.word_losses import plain_head, word_losses
+from smidgen.prompt_states import prompts_kept
 from smidgen.trunk import computing
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def evaluate(
     labels: Sequence[str],
     pad_id: int,
     batch_size: int = 32,
+    most_tokens: int | None = None,
     precision: str = "fp32",
     frozen: FrozenStates | None = None,
 ) -> Scores:
@@ -57,6 +59,7 @@ def evaluate(
         labels: the names of the classes, or of the spans' labels; none for generation.
         pad_id: fills short rows.
         batch_size: rows at once.
+        most_tokens: tokens at once, padding included; None: any number.
         precision: number format of the activations.
         frozen: keeps states of the rows for the next time; None: there is none.
 
@@ -81,7 +84,7 @@ def evaluate(
     if frozen is not None:
         with evaluating(model):
             frozen.keep(rows)
-    scored = _in_batches(model, rows, batch_size, score)
+    scored = _in_batches(model, rows, batch_size, most_tokens, score)
     losses, answers, chances = [row[0] for row in scored], [row[1] for row in scored], [row[2] for row in scored]
     tokens = [count_labels(row) for row in rows]
     mean = math.fsum(losses) / max(1, sum(tokens))
@@ -187,15 +190,19 @@ def generate(
         new = tokens[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
-    return _in_batches(model, prompts, batch_size, answer)
+    return _in_batches(model, prompts, batch_size, None, answer)
 
 
 def _in_batches(
-    model: PreTrainedModel, rows: Sequence[Encoded], batch_size: int, compute: Callable[[list[Encoded]], list[T]]
+    model: PreTrainedModel,
+    rows: Sequence[Encoded],
+    batch_size: int,
+    most_tokens: int | None,
+    compute: Callable[[list[Encoded]], list[T]],
 ) -> list[T]:
     """What `compute` gives for each row, in the rows' order, by a model that learns nothing from it."""
-    batches = by_length([len(row.input_ids) for row in rows], batch_size)
-    with torch.no_grad(), evaluating(model), exact_onednn(model.device):
+    batches = by_length([len(row.input_ids) for row in rows], batch_size, most_tokens)
+    with torch.no_grad(), evaluating(model), exact_onednn(model.device), prompts_kept():
         results = in_turns(len(batches), lambda batch: compute([rows[row] for row in batches[batch]]))
     by_row = {
         row: result

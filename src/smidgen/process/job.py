@@ -168,6 +168,7 @@ class Job:
             labels=self.labels,
             pad_id=pad_id(self.tokenizer),
             batch_size=self.recipe.training.rows_at_once,
+            most_tokens=self.recipe.training.micro_batch_tokens,
             precision=self.recipe.training.precision,
             frozen=self.frozen,
         )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from smidgen import targets
-from smidgen.process.batches import order
+from smidgen.process.batches import order, pieces
 from smidgen.process.encoding import Encoded
 from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.memory import peak_memory, used_memory
@@ -99,8 +99,9 @@ def make_plan(
     batches = order(lengths, training.batch_size, seed=training.seed, epoch=0)
     steps = len(batches) * training.epochs
     steps_made = min(steps, training.max_steps or steps)
-    trial = try_steps(model, adapter, rows, batches, training, pad_id, keep=steps_made > len(batches))
-    padded = sum(_padded(lengths, batch, adapter.virtual_tokens) for batch in batches)
+    at_once = [piece for batch in batches for piece in _at_once(batch, lengths, training)]
+    trial = try_steps(model, adapter, rows, at_once, training, pad_id, keep=steps_made > len(batches))
+    padded = sum(_padded(lengths, piece, adapter.virtual_tokens) for piece in at_once)
     whole = trial.seconds_per_token * padded * training.epochs
     return Plan(
         technique=" + ".join(method.title for method in adapter.methods),
@@ -140,7 +141,7 @@ def try_steps(
     model: PreTrainedModel,
     adapter: Adapter,
     rows: Sequence[Encoded],
-    batches: Sequence[Sequence[int]],
+    at_once: Sequence[Sequence[int]],
     training: TrainingConfig,
     pad_id: int,
     *,
@@ -150,10 +151,9 @@ def try_steps(
 
     With `keep`, the steps start from kept states where a run's would.
     """
-    size = (training.micro_batch_size or training.batch_size) * this_process().num_processes
     lengths = [len(row.input_ids) for row in rows]
-    pieces = sorted((batch[:size] for batch in batches), key=lambda piece: _padded(lengths, piece, 0))
-    largest, typical = pieces[-1], pieces[len(pieces) // 2]
+    by_size = sorted(at_once, key=lambda piece: _padded(lengths, piece, 0))
+    largest, typical = by_size[-1], by_size[len(by_size) // 2]
     with (
         _undone(model, adapter),
         unwatched(adapter),
@@ -194,6 +194,15 @@ def try_steps(
         activation_bytes=saved.total(),
         memory_bytes=int(peak),
     )
+
+
+def _at_once(batch: Sequence[int], lengths: Sequence[int], training: TrainingConfig) -> list[list[int]]:
+    """The rows that all processes together pass through the model at once."""
+    processes = this_process().num_processes
+    most = training.micro_batch_tokens
+    rows = sorted(batch, key=lambda row: -lengths[row]) if most else batch
+    size = (training.micro_batch_size or training.batch_size) * processes
+    return pieces(rows, [lengths[row] for row in rows], size, most and most * processes)
 
 
 def _padded(lengths: Sequence[int], batch: Sequence[int], more: int) -> int:

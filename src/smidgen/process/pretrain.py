@@ -96,6 +96,7 @@ class Pretraining:
             self.validation,
             labels=(),
             pad_id=pad_id(self.tokenizer),
+            most_tokens=self.recipe.training.micro_batch_tokens,
             batch_size=training.rows_at_once,
             precision=training.precision,
         )

@@ -61,6 +61,8 @@ class TrainingConfig(Section):
         max_steps: where to stop, if the epochs do not end before.
         batch_size: rows a step, over all processes.
         micro_batch_size: rows at once in one process; the gradients of a step are summed. None: its share of the batch.
+        micro_batch_tokens: tokens at once in one process, padding included, in training and evaluation: the rows of a
+            step are put together by length, as many as fit. A row that is longer is alone. None: any number.
         learning_rate: None: the technique's own default for the kind of model.
         head_learning_rate: None: the technique's own.
         weight_decay: AdamW's.
@@ -83,6 +85,7 @@ class TrainingConfig(Section):
     max_steps: Count | None = None
     batch_size: Count = 32
     micro_batch_size: Count | None = None
+    micro_batch_tokens: Count | None = None
     learning_rate: Positive | None = None
     head_learning_rate: Positive | None = None
     weight_decay: Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)] = 0.0

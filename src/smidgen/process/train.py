@@ -221,9 +221,11 @@ def backward(
     process = parallel.this_process()
     pieces = micro_batches(
         range(len(batch)),
+        [len(row.input_ids) for row in batch],
         process=process.process_index,
         processes=process.num_processes,
-        micro_batch_size=config.micro_batch_size,
+        most_rows=config.micro_batch_size,
+        most_tokens=config.micro_batch_tokens,
     )
     labels = max(1, sum(map(count_labels, batch)))  # of all processes; none where nothing could be hidden
     total = torch.zeros((), device=process.device)
