@@ -164,14 +164,14 @@ def computing(modules: Sequence[nn.Module], answer: Callable[[Tensor], Any]) -> 
     def forward(*arguments: Any, **named: Any) -> Any:
         return answer(arguments[0] if arguments else named["hidden_states"])
 
-    before = [vars(module).get("forward") for module in modules]
+    replaced = {"forward": forward, "_compiled_call_impl": None}  # a compiled block would compute its own
+    before = [{name: vars(module)[name] for name in replaced if name in vars(module)} for module in modules]
     try:
         for module in modules:
-            module.forward = forward
+            vars(module).update(replaced)
         yield
     finally:
         for module, own in zip(modules, before, strict=True):
-            if own is None:
-                vars(module).pop("forward", None)
-            else:
-                module.forward = own
+            for name in replaced:
+                del vars(module)[name]
+            vars(module).update(own)

@@ -51,8 +51,8 @@ def _may_be_left_out(model: PreTrainedModel) -> bool:
     if len(stacks) != 1 or model.dtype != torch.float32:
         return False
     block = model.get_submodule(stacks[0][-1])
-    if "forward" in vars(block):
-        return False  # it is not computed at all, above kept states
+    if "forward" in vars(block) or block._compiled_call_impl is not None:
+        return False  # it is not computed at all, above kept states, or a graph without hooks of ours
     inside = list(block.modules())
     if model.training and any(getattr(module, "gradient_checkpointing", False) for module in inside):
         return False  # it would be computed again after the hooks are gone

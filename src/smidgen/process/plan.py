@@ -20,6 +20,7 @@ from torch import Tensor
 
 from smidgen import targets
 from smidgen.process.batches import order, pieces
+from smidgen.process.compiling import compiled_blocks
 from smidgen.process.encoding import Encoded
 from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.memory import peak_memory, used_memory
@@ -158,6 +159,7 @@ def try_steps(
         _undone(model, adapter),
         unwatched(adapter),
         gradient_checkpointing(model, training.gradient_checkpointing),
+        compiled_blocks(model, training.compile),
         tempfile.TemporaryDirectory() as folder,
         contextlib.closing(FrozenStates(model, adapter, training, pad_id, Shelf(Path(folder)))) as frozen,
     ):

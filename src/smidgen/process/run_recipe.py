@@ -74,6 +74,7 @@ class TrainingConfig(Section):
         checkpoint_minutes: time between checkpoints for resuming; None: never by time.
         checkpoint_steps: steps between them; None: never by steps.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        compile: whether each block is compiled by torch.compile, which takes a minute or more before the first step.
         precision: number format of the frozen weights and of the activations.
         frozen_states: how states below the first thing that learns are kept, where they are the same in every epoch:
             "exact"; "bf16", rounded, in half of the place; or "off".
@@ -97,6 +98,7 @@ class TrainingConfig(Section):
     checkpoint_minutes: Positive | None = 5.0
     checkpoint_steps: Count | None = None
     gradient_checkpointing: StrictBool = False
+    compile: StrictBool = False
     precision: Precision = "fp32"
     frozen_states: Literal["exact", "bf16", "off"] = "exact"
     frozen_dropout: StrictBool = True

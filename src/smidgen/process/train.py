@@ -18,6 +18,7 @@ from smidgen.errors import Interrupted, UserError
 from smidgen.process import checkpoint, parallel
 from smidgen.process.batches import TrainingRows, collate, idle, micro_batches
 from smidgen.process.checkpoint import Checkpoint
+from smidgen.process.compiling import compiled_blocks
 from smidgen.process.encoding import Encoded
 from smidgen.process.evaluate import count_labels, row_losses
 from smidgen.process.frozen_states import FrozenStates
@@ -133,9 +134,10 @@ def train(
     saver = _Saver(recipe, fingerprint, adapter, optimizer)
 
     recomputing = gradient_checkpointing(model, config.gradient_checkpointing)
+    compiled = compiled_blocks(model, config.compile)
     metric = metric_named(recipe.metric)
     log = Log(folder, config, metric, progress, parts=data.parts, steps=steps, quiet=quiet)
-    with log, stoppable() as stop, recomputing:
+    with log, stoppable() as stop, recomputing, compiled:
         while (progress.step < steps or progress.position) and not _is_over(progress, config, data.parts):
             rows, batches = data.rows(progress.epoch), data.batches(progress.epoch)
             model.train()
