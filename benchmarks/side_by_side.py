@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ def alternated(ways: Mapping[str, Callable[[int], object]], rounds: int) -> dict
         rounds: how often; one more comes first, which does not count.
 
     Returns:
-        `seconds`, the least and the median by way, and `ratio`, of the first way's sums to the last's.
+        See `summed_up`.
     """
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(-1, rounds):
@@ -29,7 +29,16 @@ def alternated(ways: Mapping[str, Callable[[int], object]], rounds: int) -> dict
             act(max(number, 0))
             if number >= 0:
                 seconds[way].append(time.process_time() - began)
-    *_, last = ways
+    return summed_up(seconds)
+
+
+def summed_up(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Of the seconds of each way, in the order of the rounds.
+
+    Returns:
+        `seconds`, the least and the median by way, and `ratio`, of each way's sum to the last's.
+    """
+    *_, last = seconds
     return {
         "seconds": {
             way: {"least": round(min(own), 5), "median": round(statistics.median(own), 5)}

@@ -14,12 +14,12 @@ def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The model's own modules by name, each once; what adapters have added to it is passed over without a look."""
     seen: set[nn.Module] = set()
 
-    def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        if module in seen or isinstance(module, Deltas | OwnParameters):
+    def walk(name: str, module: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:
+        if module is None or module in seen or isinstance(module, Deltas | OwnParameters):
             return
         seen.add(module)
         yield name, module
-        for child, inner in module.named_children():
+        for child, inner in module._modules.items():  # named_children looks for repetitions once more
             yield from walk(f"{name}.{child}" if name else child, inner)
 
     return walk("", model)
@@ -39,8 +39,8 @@ def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The model's own parameters by name, each once: what adapters have added to it is left out."""
     seen: set[int] = set()
     for name, module in own_modules(model):
-        for slot, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in seen:
+        for slot, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield f"{name}.{slot}" if name else slot, parameter
 
