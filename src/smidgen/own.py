@@ -45,6 +45,17 @@ def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
                 yield f"{name}.{slot}" if name else slot, parameter
 
 
+def check_unquantized(technique: str, model: nn.Module) -> None:
+    """Raise a ValueError if a layer has a weight in whole numbers, which cannot be trained."""
+    for name, module in own_modules(model):
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and not weight.is_floating_point():
+            raise ValueError(
+                f"{technique} trains the model's weights, and {name}'s is quantized. Load the model unquantized "
+                "(training.precision fp32 or bf16), or use LoRA or an adapter."
+            )
+
+
 class OwnParameters(nn.Module):
     """Swaps an adapter's versions of some of the model's parameters in and out, as objects, without copying values.
 

@@ -21,7 +21,7 @@ from smidgen import attention, files, manifest, targets
 from smidgen.delta import Delta, Method
 from smidgen.errors import UserError
 from smidgen.manifest import FORMAT, TENSORS, Base, Manifest, SavedPlace, Technique
-from smidgen.own import head_names, own_parameters
+from smidgen.own import head_names, own_modules, own_parameters
 from smidgen.targets import Place
 from smidgen.tensors import Shapes, read_shapes, read_tensors
 
@@ -286,12 +286,17 @@ def fingerprint(model: PreTrainedModel, without: Sequence[str]) -> str:
     original: dict[str, Tensor] = {}
     for adapter in adapters(model).values():
         original = {**adapter.base_parameters(), **original}  # the first adapter saw the base model
+    samples = {name: sampled(original.get(name, parameter)) for name, parameter in own_parameters(model)}
+    rounded = ((f"{name}.weight", vars(module).get("original")) for name, module in own_modules(model))  # to 8 bits
+    samples.update((name, before) for name, before in rounded if before is not None)
     digest = hashlib.sha256()
-    for name, parameter in sorted(own_parameters(model)):
-        if name in without:
-            continue
-        flat = original.get(name, parameter).detach().flatten()
-        sample = flat[:: max(1, flat.numel() // _SAMPLE)].to("cpu", torch.bfloat16).contiguous()
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    for name in sorted(samples.keys() - set(without)):
+        digest.update(f"{name} ".encode() + samples[name])
     return digest.hexdigest()
+
+
+def sampled(parameter: Tensor) -> bytes:
+    """A parameter's shape and evenly spaced values of it, as the fingerprint has them."""
+    flat = parameter.detach().flatten()
+    sample = flat[:: max(1, flat.numel() // _SAMPLE)].to("cpu", torch.bfloat16).contiguous()
+    return f"{tuple(parameter.shape)}".encode() + sample.view(torch.uint8).numpy().tobytes()

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
 from smidgen.delta import Method
-from smidgen.own import own_parameters
+from smidgen.own import check_unquantized, own_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,4 +35,5 @@ class FullFineTuning(Method):
 
     def own_parameters(self, model: PreTrainedModel) -> list[str]:
         """All of them."""
+        check_unquantized(self.title, model)
         return [name for name, _ in own_parameters(model)]

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from smidgen.delta import Delta, Method, check_positive
+from smidgen.own import check_unquantized
 from smidgen.targets import blocks, choose_blocks, own_parameters_inside
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Progressive(Method):
         """The weights of the blocks that may join, of what stands above them and, unless never, below."""
         if not self.weights:
             return []
+        check_unquantized(self.title, model)
         depths = Depths(model, self.layers)
         return [
             name

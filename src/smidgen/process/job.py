@@ -16,12 +16,13 @@ from smidgen.attaching import attach, load
 from smidgen.errors import UserError
 from smidgen.process import checkpoint
 from smidgen.process import predict as prediction
+from smidgen.process.batches import collate
 from smidgen.process.data import Example, TaskData, load_data, read_examples
 from smidgen.process.encoding import Encoded, encode, pad_id
 from smidgen.process.evaluate import evaluate, generate, longest_answer
 from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.memory import told_when_it_runs_out
-from smidgen.process.models import class_names, kind, load_model
+from smidgen.process.models import class_names, in_eight_bits, kind, load_model, longest_text
 from smidgen.process.optimizer import Rates, rates_of
 from smidgen.process.parallel import this_process
 from smidgen.process.plan import Plan, make_plan
@@ -37,6 +38,9 @@ from smidgen.tensors import read_tensors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+TRIED = 8
+"""Training rows on which the error of weights in 8 bits is measured."""
+
 
 @dataclasses.dataclass
 class Job:
@@ -50,6 +54,7 @@ class Job:
         adapter: what the recipe's technique trains.
         trained_on: of a finished run, the fingerprint of its data.
         frozen: what a run that trains it keeps of the rows from one epoch to the next.
+        rounding: how far weights in 8 bits put the model's states off, over their size.
     """
 
     recipe: Recipe
@@ -59,6 +64,7 @@ class Job:
     adapter: Adapter
     trained_on: str | None = None
     frozen: FrozenStates | None = None
+    rounding: float | None = None
 
     @functools.cached_property
     def data(self) -> TaskData:
@@ -81,8 +87,10 @@ class Job:
             note for split, (rows, cut) in self._encoded.items() for note in self._row_notes(rows, cut, f"data.{split}")
         ]
         start = [f"Training goes on from the adapter in {self.recipe.start}."] if self.recipe.start else []
+        rounding = f"8-bit weights put the model's last states off by {100 * (self.rounding or 0):.2g} % of their size."
+        rounded = [rounding] if self.rounding is not None else []
         kept = [self.frozen.note] if self.frozen is not None and self.frozen.note else []
-        return [*start, *self.data.notes, *shortened, *self._probe_notes(), *kept]
+        return [*start, *self.data.notes, *shortened, *self._probe_notes(), *rounded, *kept]
 
     def _probe_notes(self) -> Iterator[str]:
         rows = self.splits["train"]
@@ -242,6 +250,13 @@ def prepare(recipe: Recipe, *, device: torch.device | None = None) -> Job:
         recipe.model, recipe.task, data.labels, seed=training.seed, precision=training.precision
     )
     model.to(device or this_process().device)  # type: ignore[arg-type]
+    error = None
+    if training.precision == "int8":
+        texts = [example.text for example in data.train[:TRIED]]
+        most = recipe.data.max_length or longest_text(model, tokenizer)
+        rows = [Encoded(ids, 0) for ids in tokenizer(texts, truncation=True, max_length=most)["input_ids"]]
+        inputs = collate(rows, pad_id(tokenizer))
+        error = in_eight_bits(model, {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")})
     torch.manual_seed(training.seed)
     adapter = (
         attach_technique(recipe.technique, model, tokenizer)
@@ -250,7 +265,7 @@ def prepare(recipe: Recipe, *, device: torch.device | None = None) -> Job:
     )
     if training.precision == "bf16":
         train_in_fp32(adapter)
-    job = Job(recipe, data.labels, model, tokenizer, adapter)
+    job = Job(recipe, data.labels, model, tokenizer, adapter, rounding=error)
     job.data = data
     return job
 
@@ -335,6 +350,8 @@ def reopen(folder: Path, *, precision: Precision | None = None, body: Path | Non
         recipe.model, recipe.task, labels, seed=recipe.training.seed, precision=recipe.training.precision
     )
     model.to(this_process().device)
+    if recipe.training.precision == "int8":
+        in_eight_bits(model)
     adapter = load(model, (body or folder) / "adapter", head=body is None, dtype=torch.float32)  # as it was trained
     if body is not None:
         _put_head(adapter, folder / "adapter")

@@ -12,6 +12,7 @@ from accelerate.utils import patch_environment
 from torch import Tensor
 
 from smidgen import embedded
+from smidgen.eight_bit import to_eight_bits
 from smidgen.errors import UserError
 from smidgen.layers import is_causal, position_offset
 from smidgen.placeholders import IGNORED
@@ -29,7 +30,7 @@ AUTO_CLASSES: dict[Task, str] = {
     "generation": "AutoModelForCausalLM",
 }
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
 
 
 def load_model(
@@ -42,7 +43,7 @@ def load_model(
         task: classification gets a head with a class for each of `labels`, token classification one for each tag.
         labels: the classes, or the spans' labels.
         seed: of the new head.
-        precision: number format of the weights.
+        precision: number format of the weights; "int8": `in_eight_bits` comes later.
 
     Raises:
         UserError: there is no such model, or it lacks what the task needs.
@@ -55,6 +56,32 @@ def load_model(
         arguments["ignore_mismatched_sizes"] = True  # a head for other classes makes way for a new one
     model, tokenizer, _ = from_pretrained(source, AUTO_CLASSES[task], task, seed=seed, **arguments)
     return model, tokenizer
+
+
+def in_eight_bits(model: PreTrainedModel, inputs: Mapping[str, Tensor] | None = None) -> float:
+    """Round the weights of the linear layers in the model's blocks to 8 bits.
+
+    Args:
+        model: not yet with an adapter.
+        inputs: of some rows; None: the error is not wanted, and 0.
+
+    Returns:
+        How far the last states of the rows are off then, over their size.
+
+    Raises:
+        UserError: there are no such layers.
+    """
+    model.eval()
+    with torch.no_grad():
+        states = [] if inputs is None else [model.base_model(**inputs)[0]]
+        try:
+            to_eight_bits(model)
+        except ValueError as error:
+            raise UserError(f"training.precision=int8: {error}") from error
+        if inputs is None:
+            return 0.0
+        states.append(model.base_model(**inputs)[0])
+    return float((states[1] - states[0]).norm() / states[0].norm())
 
 
 def from_pretrained(

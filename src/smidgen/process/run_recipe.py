@@ -30,7 +30,7 @@ from smidgen.process.problems import explain, refuse, shown
 from smidgen.process.strict_yaml import dump, parse
 from smidgen.process.technique import TechniqueSpec
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "int8"]
 R = TypeVar("R", bound="RunRecipe")
 
 MARK = "# Written by smidgen, with every field spelled out."
@@ -75,7 +75,8 @@ class TrainingConfig(Section):
         checkpoint_steps: steps between them; None: never by steps.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         compile: whether each block is compiled by torch.compile, which takes a minute or more before the first step.
-        precision: number format of the frozen weights and of the activations.
+        precision: number format of the frozen weights and of the activations; "int8": the frozen weights of linear
+            layers in 8 bits, and all else in fp32.
         frozen_states: how states below the first thing that learns are kept, where they are the same in every epoch:
             "exact"; "bf16", rounded, in half of the place; or "off".
         frozen_dropout: whether the blocks below it drop out while the rest is trained; if not, states can be kept.
