@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,9 @@ def test_forgetting_of_a_generating_model_is_the_loss_of_general_text(tmp_path: 
 
 def test_finished_runs_of_another_recipe_are_not_lost(tmp_path: Path) -> None:
     path = save(tmp_path)
-    study(load_recipe(path, ["seeds=[0, 1]", "compare=[full, lora]"]), "parity", command="")
+    told: list[str] = []
+    study(load_recipe(path, ["seeds=[0, 1]", "compare=[full, lora]"]), "parity", command="", tell=told.append)
+    assert [bool(re.search(r"of 4: runs/.*, about .* left$", line)) for line in told] == [True, True, True, False]
     before = {file: file.read_bytes() for file in (tmp_path / "out" / "runs").glob("*/metrics.json")}
     with pytest.raises(UserError, match="holds finished runs of another recipe .* runs/full-s0 and 3 more"):
         study(load_recipe(path, ["training.epochs=1", "compare=[full, lora]"]), "parity", command="")

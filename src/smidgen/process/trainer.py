@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from smidgen.process.data import load_data
 from smidgen.process.recipe import DataConfig, Recipe
 from smidgen.process.runs import Metrics, Run, execute
 from smidgen.process.technique import TechniqueSpec
-from smidgen.report.numbers import metric_named
+from smidgen.report.numbers import duration, metric_named
 
 Tell = Callable[[str], object]
 
@@ -46,7 +47,7 @@ class Trainer:
                 f"{self.recipe.output} holds finished runs of another recipe or of other rows, {kept[0]}{more}, which "
                 "would be lost. Remove them, or give another output."
             )
-        done = 0
+        done, began = 0, time.monotonic()
 
         def ended(run: Run, error: str | None) -> None:
             nonlocal done
@@ -54,7 +55,9 @@ class Trainer:
             metrics = found[run.folder] = self._metrics(run) if error is None else None
             if metrics is None:
                 self.failures[self.name_of(run)] = error or "the run ended without results on these rows"
-            self.tell(f"{done} of {len(missing)}: {self.name_of(run)}: {self._told(run, metrics)}")
+            left = (time.monotonic() - began) / done * (len(missing) - done)
+            more = f", about {duration(left)} left" if left else ""
+            self.tell(f"{done} of {len(missing)}: {self.name_of(run)}: {self._told(run, metrics)}{more}")
 
         if execute(missing, at_once=self.at_once, ended=ended, watch=lambda running: None):
             raise Interrupted(
