@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import Any
 
 import pytest
@@ -65,6 +66,34 @@ def test_it_is_used_where_the_first_token_alone_is_read(name: str) -> None:
             found = plain(model, batch)
     torch.testing.assert_close(found, expected)
     assert seen == [1 if name in READS_FIRST else batch["input_ids"].shape[1]]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", READS_FIRST)
+def test_only_what_meets_the_other_tokens_gets_zeros_for_them(name: str, padded: bool) -> None:
+    model, batch = build(name), inputs_of(make_batch(name))
+    if not padded:  # it is tried on these, and must serve padded rows
+        batch = {"input_ids": batch["input_ids"][::2], "attention_mask": batch["attention_mask"][::2]}
+    with reading_first_token(model, batch):
+        pass
+    filled = [layer for layer, answers_for_all in first_token._layers[model].items() if answers_for_all]
+    assert len(filled) == 1  # the queries
+    with torch.no_grad(), reading_first_token(model, batch):
+        for own in (batch, inputs_of(make_batch(name))):
+            found = model(**own).logits
+            torch.testing.assert_close(found, logits_of_all(model, own))
+
+
+def logits_of_all(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    answer: Tensor = copy.deepcopy(model)(**inputs).logits
+    return answer
+
+
+def test_a_text_of_one_token_is_no_proof() -> None:
+    model, batch = build("bert"), inputs_of(make_batch("bert"))
+    with reading_first_token(model, {name: value[:, :1] for name, value in batch.items()}):
+        pass
+    assert model not in first_token._layers
 
 
 def test_no_product_copies_its_weight_for_every_row() -> None:

@@ -42,7 +42,11 @@ def log(path: Path) -> list[dict]:
 
 @pytest.mark.parametrize("technique", ["full", "lora", "houlsby", "prefix-tuning", "prompt-tuning", "p-tuning"])
 def test_training_learns_and_leaves_its_results(recipe: Path, technique: str) -> None:
-    metrics = run(job(recipe, f"technique={technique}", "training.epochs=5"), quiet=True)
+    started = job(recipe, f"technique={technique}", "training.epochs=5")
+    for module in started.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # of six steps an epoch, it moves the mean loss more than they do
+    metrics = run(started, quiet=True)
     losses = [point["train_loss"] for point in metrics["curve"]]
     assert losses[-1] < losses[0]
     assert sorted(path.name for path in (recipe.parent / "out").iterdir()) == [

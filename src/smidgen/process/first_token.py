@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,14 +35,17 @@ def reading_first_token(model: PreTrainedModel, inputs: Mapping[str, Any]) -> It
         inputs: what it will be called with, (rows, length) each, on which it is tried, once.
     """
     layers = _layers.get(model)
-    if layers is None and _may_be_left_out(model):
+    if layers is None and inputs["input_ids"].shape[1] > 1 and _may_be_left_out(model):
         layers = _layers[model] = _tried(model, inputs)
-    with _on_first_token(layers if layers and _may_be_left_out(model) else []):
+    with _on_first_token(layers if layers and _may_be_left_out(model) else {}):
         yield
 
 
-_layers: weakref.WeakKeyDictionary[nn.Module, list[nn.Module]] = weakref.WeakKeyDictionary()
-"""The layers that compute the first token alone, of each model that was tried; none where more is read."""
+Layers = dict[nn.Module, bool]
+"""Layers that compute the first token alone, and whether they must answer for all tokens, with zeros for the others."""
+
+_layers: weakref.WeakKeyDictionary[nn.Module, Layers] = weakref.WeakKeyDictionary()
+"""Of each model that was tried; none where more is read."""
 
 
 def _may_be_left_out(model: PreTrainedModel) -> bool:
@@ -60,31 +63,50 @@ def _may_be_left_out(model: PreTrainedModel) -> bool:
     return not any(delta.mixes_tokens or delta.tap is not None or delta.route is not None for delta in deltas)
 
 
-def _tried(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[nn.Module]:
-    """The last block's linear layers, but those of keys and values, if the logits stay the same by the first token."""
+def _tried(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Layers:
+    """The last block's linear layers, but those of keys and values, if the logits stay the same by the first token.
+
+    An answer for the first token alone goes on to what comes next, and is added to residuals of all tokens, whose sums
+    nothing reads; but attention needs a query of each token where some are padding.
+    """
     last = str(len(blocks(model)[0]) - 1)
     try:
         whole = {place.name for place in find(model, "keys-and-values", last)}
         layers = [place.layer for place in find(model, "all-linear", last) if place.name not in whole]
     except ValueError:  # experts, or an attention whose layers have other names
-        return []
+        return {}
     block = model.get_submodule(blocks(model)[0][-1])
     devices = [model.device] if model.device.type == "cuda" else []
+    mask = inputs["attention_mask"].clone()
+    mask[:1, -1:] = 0
+    padded = {**inputs, "attention_mask": mask}
     with torch.no_grad(), torch.random.fork_rng(devices), evaluating(model):
-        expected = model(**inputs).logits
-        with _on_first_token(layers) as called:
-            found = model(**inputs).logits
+        expected = model(**padded).logits
         handle = block.register_forward_hook(_without_first)
-        other = model(**inputs).logits
+        other = model(**padded).logits
         handle.remove()
-    size = expected.norm()
-    is_same = len(called) == len(layers) and bool((found - expected).norm() <= TOLERANCE * size)
-    return layers if is_same and bool((other - expected).norm() > TOLERANCE * size) else []
+
+        def are_same(layers: Layers) -> bool:
+            with contextlib.suppress(RuntimeError), _on_first_token(layers) as called:  # of sizes that do not fit
+                return _close(model(**padded).logits, expected) and called.keys() == layers.keys()
+            return False
+
+        if _close(other, expected):
+            return {}
+        query, *others = layers
+        for filled in ([query], [query, *others]):
+            if are_same(found := {layer: layer in filled for layer in layers}):
+                return found
+    return {}
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).norm() <= TOLERANCE * expected.norm())
 
 
 @contextlib.contextmanager
-def _on_first_token(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, int]]:
-    """Inside, layers compute the first token of (rows, length, size), and give zeros at the others.
+def _on_first_token(layers: Layers) -> Iterator[dict[nn.Module, int]]:
+    """Inside, layers compute the first token of (rows, length, size) alone.
 
     What it gives are the lengths that they were called with.
     """
@@ -98,9 +120,10 @@ def _on_first_token(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, int
         return functional.pad(output, (0, 0, 0, lengths[layer] - 1))
 
     with contextlib.ExitStack() as stack:
-        for layer in layers:
+        for layer, answers_for_all in layers.items():
             stack.callback(layer.register_forward_pre_hook(take).remove)
-            stack.callback(layer.register_forward_hook(fill).remove)  # after the deltas'
+            if answers_for_all:
+                stack.callback(layer.register_forward_hook(fill).remove)  # after the deltas'
         yield lengths
 
 
