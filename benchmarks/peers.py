@@ -43,10 +43,10 @@ from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.job import Job, prepare
 from smidgen.process.models import quietly
 from smidgen.process.onednn import exact_onednn
-from smidgen.process.plan import counted
 from smidgen.process.recipe import load_recipe
 from smidgen.process.shelf import Shelf
 from smidgen.process.train import backward, train
+from smidgen.process.trial import counted
 
 CPU = torch.device("cpu")
 ROUNDS = 20

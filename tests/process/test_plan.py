@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smidgen.process import plan
+from smidgen.process import trial
 from smidgen.process.job import Job, prepare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run
@@ -52,16 +52,16 @@ def test_planning_leaves_no_trace(tmp_path: Path) -> None:
 def test_the_trial_is_the_run_s_own_step(tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = job(tmp_path, f"training.{change}")
     flags = []
-    real = plan.backward
+    real = trial.backward
 
     def watched(*given: object) -> float:
         layer = planned.model.bert.encoder.layer[0]
         flags.append(layer.gradient_checkpointing)
         return real(*given)
 
-    monkeypatch.setattr(plan, "backward", watched)
+    monkeypatch.setattr(trial, "backward", watched)
     assert planned.plan().memory_bytes > 10_000_000
-    assert flags == ["gradient_checkpointing" in change] * 3
+    assert set(flags) == {"gradient_checkpointing" in change}
     assert not planned.model.bert.encoder.layer[0].gradient_checkpointing
 
 

@@ -166,7 +166,7 @@ class Job:
         """What would be trained, and what it would cost."""
         with told_when_it_runs_out():
             pad = pad_id(self.tokenizer)
-            return make_plan(self.model, self.adapter, self.splits["train"], self.recipe.training, pad)
+            return make_plan(self.model, self.adapter, self.splits["train"], self.recipe.training, pad, self.score)
 
     def score(self, rows: Sequence[Encoded]) -> Scores:
         """The scores of encoded rows."""
