@@ -89,8 +89,8 @@ def study_cost(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
             "Time is that of the training steps, without evaluation; memory is the peak of the whole process, the mean "
             "of the seeds. Optimizer and activations are those of a step on the longest batch: AdamW's two moments, "
             "and what is kept for the backward pass beside the weights. Planned is what smidgen plan says from some "
-            f"steps that it tries, and how far off it is. {TASKS} tasks take the base model once and an adapter for each; of "
-            "full fine-tuning, a model for each.",
+            f"steps that it tries, and how far off it is. {TASKS} tasks take the base model once and an adapter for "
+            "each; of full fine-tuning, a model for each.",
         ),
         rows=rows,
     )
