@@ -24,7 +24,7 @@ from typing import Any, Self
 from unittest import mock
 
 import torch
-from peers import AGREES, ROUNDS, as_transformers, body, seconds_of
+from pair import AGREES, ROUNDS, as_transformers, body, seconds_of
 from safetensors.torch import load_file, save_file
 from side_by_side import agreement, summed_up
 

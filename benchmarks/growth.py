@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from matplotlib import pyplot
-from peers import Pair, mixed
+from pair import Pair
+from peers import mixed
 from side_by_side import alternated
 
 from smidgen.files import read_json, write_json

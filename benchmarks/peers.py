@@ -20,38 +20,31 @@ hundred: a hundred LoRA adapters attached to MiniLM, and each made the active on
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-import transformers
+from pair import AGREES, ROUNDS, Pair, body, seconds_of
+from peers_runs import eight, recipe, top_third
 from side_by_side import agreement, alternated, roof
 from torch import Tensor
 
-from smidgen import Adapter, LoRA, attach, embedded, rows, save_peft
+from smidgen import Adapter, LoRA, attach, rows, save_peft
 from smidgen.files import read_json, write_json
 from smidgen.placeholders import IGNORED
-from smidgen.process.batches import WholeEpochs, collate, order
+from smidgen.process.batches import collate
 from smidgen.process.encoding import Encoded, pad_id
-from smidgen.process.frozen_states import FrozenStates
-from smidgen.process.job import Job, prepare
+from smidgen.process.job import prepare
 from smidgen.process.models import quietly
 from smidgen.process.onednn import exact_onednn
 from smidgen.process.recipe import load_recipe
-from smidgen.process.shelf import Shelf
-from smidgen.process.train import backward, train
 from smidgen.process.trial import counted
 
 CPU = torch.device("cpu")
-ROUNDS = 20
-AGREES = 1e-5
-SOME = ("data.rows=2000",)
 
 
 def main() -> None:
@@ -67,67 +60,6 @@ def main() -> None:
         results = read_json(chosen.results) if chosen.results.exists() else {}
         write_json(chosen.results, {**results, case: {**found, "threads": torch.get_num_threads()}})
         print(case, found, flush=True)
-
-
-class Pair:
-    """The same model twice, with the same LoRA on all linear layers: ours and peft's; and batches of its rows."""
-
-    def __init__(self, recipe: Path, rows_at_once: int, *changes: str) -> None:
-        wanted = load_recipe(recipe, ["technique=lora", *changes])
-        self.job, other = prepare(wanted), prepare(wanted)
-        generator = torch.Generator().manual_seed(0)
-        for name, parameter in self.job.adapter.named_parameters():
-            if ".lora." in name:
-                parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
-        with tempfile.TemporaryDirectory() as folder, quietly():
-            save_peft(self.job.adapter, Path(folder) / "lora")
-            other.adapter.detach()
-            self.theirs = peft.PeftModel.from_pretrained(other.model, str(Path(folder) / "lora"), is_trainable=True)
-        self.ours, self.pad = self.job.model, pad_id(self.job.tokenizer)
-        self.rows_at_once = rows_at_once
-        self.batches = self.epoch(0)[:ROUNDS]
-
-    def epoch(self, number: int) -> list[list[Encoded]]:
-        """The batches of an epoch."""
-        found = self.job.splits["train"]
-        batches = order([len(row.input_ids) for row in found], self.rows_at_once, seed=0, epoch=number)
-        return [[found[row] for row in batch] for batch in batches]
-
-    def step(self, number: int) -> float:
-        """Loss and gradients of a batch, our way."""
-        self.ours.zero_grad(set_to_none=True)
-        return backward(self.ours, self.batches[number], self.job.recipe.training, self.pad)
-
-    def peft_step(self, number: int, *, autocast: bool = False) -> float:
-        """The same, as a loop with peft does it."""
-        self.theirs.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = self.theirs(**as_transformers(self.batches[number], self.pad)).loss
-        loss.backward()
-        return float(loss.detach())
-
-    def check(self) -> dict[str, Any]:
-        """That the losses and gradients of the first batch agree; how far apart they are."""
-        self.ours.eval(), self.theirs.eval()
-        losses = self.step(0), self.peft_step(0)
-        ours = {_place(name): p.grad for name, p in self.job.adapter.named_parameters() if ".lora." in name}
-        theirs = {_place(name): p.grad for name, p in self.theirs.named_parameters() if ".lora_" in name}
-        apart = agreement(ours, theirs)
-        if abs(losses[0] - losses[1]) > AGREES * losses[1] or apart > AGREES:
-            raise SystemExit(f"no fair comparison: losses {losses}, gradients {apart:.1e} apart")
-        self.ours.train(), self.theirs.train()
-        return {"losses": losses, "gradients_apart": apart}
-
-
-def _place(name: str) -> str:
-    """A factor's layer and letter, of our name LAYER.lora.a or peft's base_model.model.LAYER.lora_A.ADAPTER.weight."""
-    layer, _, rest = name.removeprefix("base_model.model.").partition(".lora")
-    return f"{layer} {rest[1].lower()}"
-
-
-def as_transformers(batch: Sequence[Encoded], pad: int) -> dict[str, Tensor]:
-    """A batch as transformers' models take it."""
-    return collate([dataclasses.replace(row, labels=looking_back(row)) for row in batch], pad)
 
 
 def whole(row: Encoded) -> Encoded:
@@ -215,107 +147,6 @@ def mixed(recipe: Path, adapters: int) -> dict[str, Any]:
     return {**found, "states_apart": apart, "padded_tokens": inputs["input_ids"].numel()}
 
 
-def body() -> Any:
-    """MiniLM without a head."""
-    return transformers.AutoModel.from_pretrained(embedded.model_folder("minilm")).eval()
-
-
-def recipe(path: Path, rows: int) -> dict[str, Any]:
-    """Real tokens a second; no evaluation, the same rows, each side's own batches, schedule and clipping."""
-    some = f"data.rows={rows}"
-    job = prepare(load_recipe(path, ["technique=lora", "training.epochs=1", some]))
-    own = job.splits["train"]
-    began = time.process_time()
-    trained(job)
-    ours = time.process_time() - began
-    tokenizer, options = job.tokenizer, {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
-    collators = {False: transformers.DataCollatorWithPadding, True: transformers.DataCollatorForSeq2Seq}
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = transformers.Trainer(
-            model=Pair(path, 32, some).theirs,
-            args=transformers.TrainingArguments(folder, num_train_epochs=1, **options),
-            train_dataset=[{"input_ids": row.input_ids, "labels": looking_back(row)} for row in own],
-            data_collator=collators[isinstance(own[0].labels, list)](tokenizer),
-        )
-        began = time.process_time()
-        trainer.train()
-        theirs = time.process_time() - began
-    tokens = sum(len(row.input_ids) for row in own)
-    speed = {"smidgen": round(tokens / ours), "peft with Trainer": round(tokens / theirs)}
-    return {"tokens_per_second": speed, "ratio": round(theirs / ours, 3)}
-
-
-def looking_back(row: Encoded) -> int | list[int]:
-    """A row's labels as transformers' models take them: each token is its own label, and they look one back."""
-    return row.labels if isinstance(row.labels, int) else [IGNORED, *row.labels[:-1]]
-
-
-def top_third(path: Path) -> dict[str, Any]:
-    """Processor seconds of five epochs with the optimizer's steps, of what is kept as well; the last losses agree."""
-    changes = ("technique={name: lora, layers: 'last:2'}", "training.epochs=5", "training.frozen_dropout=false", *SOME)
-    seconds, losses = {}, {}
-    for name, kept in (("smidgen", "exact"), ("smidgen, states off", "off")):
-        job = prepare(load_recipe(path, [*changes, f"training.frozen_states={kept}"]))
-        began = time.process_time()
-        losses[name] = trained(job)
-        seconds[name] = round(time.process_time() - began, 3)
-    pair = Pair(path, 32, *changes)
-    optimizer = torch.optim.AdamW([p for p in pair.theirs.parameters() if p.requires_grad], lr=1e-3, fused=True)
-
-    def loop() -> None:
-        pair.theirs.train()
-        for epoch in range(5):
-            for batch in pair.epoch(epoch):
-                loss = pair.theirs(**as_transformers(batch, pair.pad)).loss
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_([p for p in pair.theirs.parameters() if p.requires_grad], 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-
-    seconds["peft"] = seconds_of(loop)
-    ratio = {name: round(own / seconds["peft"], 3) for name, own in seconds.items()}
-    return {"seconds": seconds, "ratio": ratio, "train_loss": losses}
-
-
-def eight(path: Path) -> dict[str, Any]:
-    """Processor seconds of eight runs; each is what it is alone, but for the rounding of another padding."""
-    changes = ("technique={name: lora, layers: 'last:2'}", "training.frozen_dropout=false", "data.rows=1000")
-    seconds, losses = {}, {}
-    for kept in ("exact", "off"):
-        wanted = [f"training.frozen_states={kept}", *changes]
-        with tempfile.TemporaryDirectory() as folder:
-            began = time.process_time()
-            losses[kept] = [
-                trained(prepare(load_recipe(path, [*wanted, f"training.seed={seed}"])), Path(folder))
-                for seed in range(8)
-            ]
-            seconds[kept] = round(time.process_time() - began, 3)
-    apart = max(abs(one - other) for one, other in zip(losses["exact"], losses["off"], strict=True))
-    return {"seconds": seconds, "ratio": round(seconds["off"] / seconds["exact"], 3), "losses_apart": apart}
-
-
-def trained(job: Job, folder: Path | None = None) -> float:
-    """Train a job without evaluation, with states kept in a folder or for this run alone; its last epoch's loss."""
-    training = job.recipe.training
-    with tempfile.TemporaryDirectory() as own:
-        shelf = Shelf((folder or Path(own)) / "frozen")
-        frozen = FrozenStates(job.model, job.adapter, training, pad_id(job.tokenizer), shelf)
-        with contextlib.closing(frozen):
-            progress = train(
-                job.model,
-                job.adapter,
-                WholeEpochs(job.splits["train"], training.batch_size, training.seed),
-                lambda: {"loss": 0.0, job.recipe.metric: 0.0},
-                recipe=job.recipe.model_copy(update={"output": own}),
-                rates=job.rates,
-                pad_id=pad_id(job.tokenizer),
-                fingerprint="",
-                frozen=frozen,
-                quiet=True,
-            )
-    return float(progress.curve[-1]["train_loss"])
-
-
 def hundred(_: Path) -> dict[str, Any]:
     """Seconds of attaching and of switching, all together."""
     ours, theirs = (body() for _ in range(2))
@@ -337,13 +168,6 @@ def hundred(_: Path) -> dict[str, Any]:
     }
     ratio = {act: round(own["smidgen"] / own["peft"], 3) for act, own in seconds.items()}
     return {"seconds": seconds, "ratio": ratio, "places": len(adapters[0].places[0])}
-
-
-def seconds_of(act: Callable[[], object]) -> float:
-    """The processor's seconds of an act."""
-    began = time.process_time()
-    act()
-    return round(time.process_time() - began, 3)
 
 
 Recipes = Mapping[str, Path]

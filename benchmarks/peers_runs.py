@@ -1,0 +1,114 @@
+"""Whole runs of ours and of peft's, side by side: what peers.py does not measure by the step. No command itself."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from pair import Pair, as_transformers, looking_back, seconds_of
+
+from smidgen.process.batches import WholeEpochs
+from smidgen.process.encoding import pad_id
+from smidgen.process.frozen_states import FrozenStates
+from smidgen.process.job import Job, prepare
+from smidgen.process.recipe import load_recipe
+from smidgen.process.shelf import Shelf
+from smidgen.process.train import train
+
+SOME = ("data.rows=2000",)
+
+
+def recipe(path: Path, rows: int) -> dict[str, Any]:
+    """Real tokens a second; no evaluation, the same rows, each side's own batches, schedule and clipping."""
+    some = f"data.rows={rows}"
+    job = prepare(load_recipe(path, ["technique=lora", "training.epochs=1", some]))
+    own = job.splits["train"]
+    began = time.process_time()
+    trained(job)
+    ours = time.process_time() - began
+    tokenizer, options = job.tokenizer, {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    collators = {False: transformers.DataCollatorWithPadding, True: transformers.DataCollatorForSeq2Seq}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = transformers.Trainer(
+            model=Pair(path, 32, some).theirs,
+            args=transformers.TrainingArguments(folder, num_train_epochs=1, **options),
+            train_dataset=[{"input_ids": row.input_ids, "labels": looking_back(row)} for row in own],
+            data_collator=collators[isinstance(own[0].labels, list)](tokenizer),
+        )
+        began = time.process_time()
+        trainer.train()
+        theirs = time.process_time() - began
+    tokens = sum(len(row.input_ids) for row in own)
+    speed = {"smidgen": round(tokens / ours), "peft with Trainer": round(tokens / theirs)}
+    return {"tokens_per_second": speed, "ratio": round(theirs / ours, 3)}
+
+
+def top_third(path: Path) -> dict[str, Any]:
+    """Processor seconds of five epochs with the optimizer's steps, of what is kept as well; the last losses agree."""
+    changes = ("technique={name: lora, layers: 'last:2'}", "training.epochs=5", "training.frozen_dropout=false", *SOME)
+    seconds, losses = {}, {}
+    for name, kept in (("smidgen", "exact"), ("smidgen, states off", "off")):
+        job = prepare(load_recipe(path, [*changes, f"training.frozen_states={kept}"]))
+        began = time.process_time()
+        losses[name] = trained(job)
+        seconds[name] = round(time.process_time() - began, 3)
+    pair = Pair(path, 32, *changes)
+    optimizer = torch.optim.AdamW([p for p in pair.theirs.parameters() if p.requires_grad], lr=1e-3, fused=True)
+
+    def loop() -> None:
+        pair.theirs.train()
+        for epoch in range(5):
+            for batch in pair.epoch(epoch):
+                loss = pair.theirs(**as_transformers(batch, pair.pad)).loss
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_([p for p in pair.theirs.parameters() if p.requires_grad], 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+
+    seconds["peft"] = seconds_of(loop)
+    ratio = {name: round(own / seconds["peft"], 3) for name, own in seconds.items()}
+    return {"seconds": seconds, "ratio": ratio, "train_loss": losses}
+
+
+def eight(path: Path) -> dict[str, Any]:
+    """Processor seconds of eight runs; each is what it is alone, but for the rounding of another padding."""
+    changes = ("technique={name: lora, layers: 'last:2'}", "training.frozen_dropout=false", "data.rows=1000")
+    seconds, losses = {}, {}
+    for kept in ("exact", "off"):
+        wanted = [f"training.frozen_states={kept}", *changes]
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.process_time()
+            losses[kept] = [
+                trained(prepare(load_recipe(path, [*wanted, f"training.seed={seed}"])), Path(folder))
+                for seed in range(8)
+            ]
+            seconds[kept] = round(time.process_time() - began, 3)
+    apart = max(abs(one - other) for one, other in zip(losses["exact"], losses["off"], strict=True))
+    return {"seconds": seconds, "ratio": round(seconds["off"] / seconds["exact"], 3), "losses_apart": apart}
+
+
+def trained(job: Job, folder: Path | None = None) -> float:
+    """Train a job without evaluation, with states kept in a folder or for this run alone; its last epoch's loss."""
+    training = job.recipe.training
+    with tempfile.TemporaryDirectory() as own:
+        shelf = Shelf((folder or Path(own)) / "frozen")
+        frozen = FrozenStates(job.model, job.adapter, training, pad_id(job.tokenizer), shelf)
+        with contextlib.closing(frozen):
+            progress = train(
+                job.model,
+                job.adapter,
+                WholeEpochs(job.splits["train"], training.batch_size, training.seed),
+                lambda: {"loss": 0.0, job.recipe.metric: 0.0},
+                recipe=job.recipe.model_copy(update={"output": own}),
+                rates=job.rates,
+                pad_id=pad_id(job.tokenizer),
+                fingerprint="",
+                frozen=frozen,
+                quiet=True,
+            )
+    return float(progress.curve[-1]["train_loss"])
