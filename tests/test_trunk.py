@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import pytest
 import torch
@@ -30,13 +31,23 @@ STACKS = {"t5", "bart"}
 WITH_TEXT = [name for name in [*ARCHITECTURES, *ZOO] if name != "vit" and name not in STACKS]
 
 
-def inputs_of(name: str, model: PreTrainedModel) -> dict[str, object]:
+def inputs_of(name: str, model: PreTrainedModel) -> dict[str, Any]:
     batch = make_batch(name)
     return {
         "input_ids": batch["input_ids"],
         "attention_mask": batch["attention_mask"],
         **({"use_cache": False} if is_causal(model) else {}),
     }
+
+
+def opened(name: str = "bert") -> tuple[PreTrainedModel, dict[str, Any], Trunk]:
+    """A model whose last block learns, what it is called with, and its trunk."""
+    model = build(name)
+    attach(model, LoRA(layers="last:1"))
+    inputs = inputs_of(name, model)
+    trunk = Trunk.of(model, inputs)
+    assert trunk is not None
+    return model, inputs, trunk
 
 
 def trunk_of(method: Method, name: str = "bert") -> Trunk | None:
@@ -68,11 +79,7 @@ def test_starting_from_its_states_changes_no_bit_of_the_answer_nor_of_a_gradient
 
 
 def test_what_is_padded_may_be_anything() -> None:
-    model = build("bert")
-    attach(model, LoRA(layers="last:1"))
-    inputs = inputs_of("bert", model)
-    trunk = Trunk.of(model, inputs)
-    assert trunk is not None
+    model, inputs, trunk = opened()
     states = trunk.states(inputs)
     with torch.no_grad(), trunk.given(states):
         answer = model(**inputs).logits
@@ -83,11 +90,7 @@ def test_what_is_padded_may_be_anything() -> None:
 
 @pytest.mark.parametrize("block", [0, 1])
 def test_its_blocks_are_not_computed(block: int) -> None:
-    model = build("bert")
-    attach(model, LoRA(layers="last:1"))
-    inputs = inputs_of("bert", model)
-    trunk = Trunk.of(model, inputs)
-    assert trunk is not None
+    model, inputs, trunk = opened()
     states, calls = trunk.states(inputs), []
     model.bert.encoder.layer[block].attention.register_forward_hook(lambda *_: calls.append(block))
     with trunk.given(states):
@@ -184,11 +187,7 @@ def test_layers_that_are_left_out_at_random_cannot_be_stopped() -> None:
 
 
 def test_its_fingerprint_is_that_of_its_numbers() -> None:
-    model = build("bert")
-    attach(model, LoRA(layers="last:1"))
-    inputs = inputs_of("bert", model)
-    trunk = Trunk.of(model, inputs)
-    assert trunk is not None
+    model, _, trunk = opened()
     before = trunk.fingerprint()
     model.bert.encoder.layer[2].output.dense.weight.data += 1
     model.classifier.weight.data += 1
