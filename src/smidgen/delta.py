@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from types import NoneType
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_args, get_type_hints
 
+import torch
 from torch import Tensor, nn
 
 from smidgen.layers import add_to_weight
@@ -250,6 +251,11 @@ class Method:
             for field in dataclasses.fields(self)
             if getattr(self, field.name) is not None
         )
+
+
+def dropped(inputs: Tensor, probability: float, training: bool) -> Tensor:
+    """As `functional.dropout`, which keeps as many numbers as there are inputs for the backward pass; here bytes."""
+    return torch.native_dropout(inputs, probability, True)[0] if training and probability else inputs
 
 
 def cast(parameter: Tensor, like: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from smidgen.delta import Delta, Method, cast, check_positive, check_share
+from smidgen.delta import Delta, Method, cast, check_positive, check_share, dropped
 from smidgen.methods.low_rank import add_product, check_low_rank, check_rank
 from smidgen.targets import Place
 
@@ -191,8 +191,7 @@ class AdaLoRADelta(Delta):
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Inputs: one (..., in); hidden, the layer's output, and the result: (..., out)."""
         x = inputs[0]
-        if self.dropout and self.training:
-            x = functional.dropout(x, self.dropout)
+        x = dropped(x, self.dropout, self.training)
         return add_product(layer, hidden, functional.linear(x, cast(self.q, x)), cast(self.p * self.e, x), self.scale)
 
     def update(self) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from smidgen.delta import Delta, cast, check_positive, check_share
+from smidgen.delta import Delta, cast, check_positive, check_share, dropped
 
 NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -73,5 +73,5 @@ class BottleneckDelta(Delta):
     def added(self, x: Tensor) -> Tensor:
         """up(nonlinearity(down(x))), (..., width)."""
         low = functional.linear(x, cast(self.down.weight, x), cast(self.down.bias, x))
-        low = functional.dropout(NONLINEARITIES[self.nonlinearity](low), self.dropout, self.training)
+        low = dropped(NONLINEARITIES[self.nonlinearity](low), self.dropout, self.training)
         return functional.linear(low, cast(self.up.weight, x), cast(self.up.bias, x))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from smidgen.delta import Delta, Method, cast, check_positive
+from smidgen.delta import Delta, Method, cast, check_positive, dropped
 from smidgen.methods.bottleneck import NONLINEARITIES, check_bottleneck
 from smidgen.targets import Place, norm_parameters
 
@@ -116,5 +116,5 @@ class CompacterDelta(Delta):
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Hidden, the sublayer's output, and the result: (..., width)."""
         low = NONLINEARITIES[self.nonlinearity](self.down(self.rules.a, hidden))
-        added: Tensor = self.up(self.rules.a, functional.dropout(low, self.dropout, self.training))
+        added: Tensor = self.up(self.rules.a, dropped(low, self.dropout, self.training))
         return hidden + added

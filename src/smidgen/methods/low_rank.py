@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from smidgen.delta import Delta, cast, check_positive, check_share
+from smidgen.delta import Delta, cast, check_positive, check_share, dropped
 from smidgen.layers import output_is_ours
 from smidgen.targets import Place, check_linear
 
@@ -66,8 +66,7 @@ class LowRankDelta(Delta):
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Inputs: one (..., in); hidden, the layer's output, and the result: (..., out)."""
         x = inputs[0]
-        if self.dropout and self.training:
-            x = functional.dropout(x, self.dropout)
+        x = dropped(x, self.dropout, self.training)
         return add_product(layer, hidden, functional.linear(x, cast(self.a, x)), cast(self.b, x), self.scale)
 
     def joins(self) -> bool:

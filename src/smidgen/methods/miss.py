@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from smidgen.delta import Delta, Method, cast
+from smidgen.delta import Delta, Method, cast, dropped
 from smidgen.methods.low_rank import add_product, check_low_rank, check_rank
 from smidgen.targets import Place
 
@@ -67,8 +67,7 @@ class MiSSDelta(Delta):
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Inputs: one (..., in); hidden, the layer's output, and the result: (..., out)."""
         x = inputs[0]
-        if self.dropout and self.training:
-            x = functional.dropout(x, self.dropout)
+        x = dropped(x, self.dropout, self.training)
         shards = functional.pad(x, (0, -x.shape[-1] % self.rank)).unflatten(-1, (-1, self.rank))
         return add_product(layer, hidden, shards.sum(-2), cast(self.d.T, x), 1.0)
 

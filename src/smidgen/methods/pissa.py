@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from smidgen.delta import Delta, Method, cast
+from smidgen.delta import Delta, Method, cast, dropped
 from smidgen.layers import weight_matrix
 from smidgen.methods.low_rank import add_product, check_low_rank, check_rank
 from smidgen.targets import Place
@@ -95,8 +95,7 @@ class PiSSADelta(Delta):
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Inputs: one (..., in); hidden, the layer's output, and the result: (..., out)."""
         x = inputs[0]
-        if self.dropout and self.training:
-            x = functional.dropout(x, self.dropout)
+        x = dropped(x, self.dropout, self.training)
         low = functional.linear(x, cast(torch.cat([self.a, self.start_a]), x))
         return add_product(layer, hidden, low, cast(torch.cat([self.b, -self.start_b], dim=1), x), 1.0)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from smidgen.delta import Delta, Method, cast, check_positive, check_share
+from smidgen.delta import Delta, Method, cast, check_positive, check_share, dropped
 from smidgen.methods.low_rank import add_product
 from smidgen.targets import Place, check_linear
 
@@ -115,8 +115,7 @@ class VeRADelta(Delta):
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Inputs: one (..., in); hidden, the layer's output, and the result: (..., out)."""
         x = inputs[0]
-        if self.dropout and self.training:
-            x = functional.dropout(x, self.dropout)
+        x = dropped(x, self.dropout, self.training)
         low = functional.linear(x, cast(self.shared.a[:, : self.in_features], x)) * cast(self.d, x)
         b = self.shared.b[: self.out_features] * self.b[:, None]
         return add_product(layer, hidden, low, cast(b, x), 1.0)
