@@ -1,7 +1,8 @@
-"""A comparison, a sweep, or every technique's runs as a Markdown table for the docs.
+"""A comparison, a sweep, a study, or every technique's runs as a Markdown table for the docs.
 
 python benchmarks/table.py runs/demo/compare.json
 python benchmarks/table.py benchmarks/results/sweep-tweets.json
+python benchmarks/table.py benchmarks/results/cost-minilm.json
 python benchmarks/table.py benchmarks/results/every-banking77.json
 """
 
@@ -69,7 +70,16 @@ def every(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
+def finding(result: dict[str, Any]) -> Iterator[str]:
+    """What a study found, as it prints it."""
+    yield f"| {' | '.join(result['headings'])} |"
+    yield "|" + "---|" * len(result["headings"])
+    for cells in result["table"]:
+        yield f"| {' | '.join(cells)} |"
+
+
 if __name__ == "__main__":
     found = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    kind = comparison if isinstance(found, dict) else every if "seed" in found[0] else sweep
+    of_dict = finding if "headings" in found else comparison
+    kind = of_dict if isinstance(found, dict) else every if "seed" in found[0] else sweep
     print("\n".join(kind(found)))
