@@ -101,7 +101,7 @@ def activations(recipe: Path, rows_at_once: int) -> dict[str, Any]:
         "peft": lambda: pair.peft_step(0),
     }
     for name, act in acts.items():
-        with counted() as storages:
+        with counted(pair.theirs if name.startswith("peft") else pair.ours) as storages:
             act()
         kept[name] = storages.total()
     return {"bytes": kept, "ratio": {name: round(own / kept["peft"], 3) for name, own in kept.items()}}
@@ -141,8 +141,9 @@ def mixed(recipe: Path, adapters: int) -> dict[str, Any]:
 
     with torch.no_grad():
         apart = agreement({"states": by_rows(0)}, {"states": by_names(0)})
-        if apart > AGREES:
-            raise SystemExit(f"no fair comparison: states {apart:.1e} apart")
+        changed = agreement({"states": by_rows(0)}, {"states": alone(0)})
+        if apart > AGREES or changed < 100 * AGREES:
+            raise SystemExit(f"no fair comparison: states {apart:.1e} apart, {changed:.1e} from the base model's")
         found = alternated({"smidgen": by_rows, "peft": by_names, "base": alone}, 3 * ROUNDS)
     return {**found, "states_apart": apart, "padded_tokens": inputs["input_ids"].numel()}
 

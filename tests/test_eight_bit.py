@@ -106,8 +106,16 @@ def test_every_technique_works_on_it_or_says_why_not(name: str) -> None:
             attach(model, example(name, "bert"))
         return
     adapter = attach(model, example(name, "bert"))
+    disturb(adapter)
     model(**batch).loss.backward()
-    assert any(parameter.grad is not None for parameter in adapter.parameters())
+    learned = [parameter for _, _, delta in adapter.entries() for parameter in delta.parameters()]
+    assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in learned)
+
+
+def test_the_counts_are_those_of_the_unrounded_model() -> None:
+    for method in (LoRA(), METHODS["houlsby"]()):
+        whole, rounded = (attach(model, method) for model in (build("bert"), eight_bit("bert")))
+        assert (whole.total, whole.trainable) == (rounded.total, rounded.trainable)
 
 
 def test_its_adapter_fits_the_unrounded_model_too(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 from smidgen import (
@@ -194,3 +195,49 @@ def test_its_fingerprint_is_that_of_its_numbers() -> None:
     assert trunk.fingerprint() == before
     model.bert.embeddings.word_embeddings.weight.data[7, 3] += 1e-3
     assert trunk.fingerprint() != before
+
+
+def test_its_states_are_at_the_positions_that_a_prefix_shifts_them_to() -> None:
+    model = build("bert")
+    attach(model, PrefixTuning(layers="last:1", length=5))
+    inputs = inputs_of("bert", model)
+    trunk = Trunk.of(model, inputs)
+    assert trunk is not None
+    assert trunk.is_exact(inputs)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        with trunk.given(trunk.states(inputs)):
+            assert torch.equal(model(**inputs).logits, expected)
+    _, _, other = opened()
+    assert trunk.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["XLNet", "Longformer", "Funnel"])
+def test_blocks_that_pass_on_something_else_are_no_trunk(name: str) -> None:
+    sizes = {"xlnet": {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 16, "vocab_size": 40}}
+    sizes["longformer"] = {
+        **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16},
+        **{"vocab_size": 40, "attention_window": 4, "max_position_embeddings": 32, "pad_token_id": 0},
+    }
+    sizes["funnel"] = {
+        **{"block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 16},
+        "vocab_size": 40,
+    }
+    config = getattr(transformers, f"{name}Config")(**sizes[name.lower()])
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+    model.base_model.requires_grad_(False)
+    ids = torch.randint(5, 40, (1, 7))
+    assert Trunk.of(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}) is None
+
+
+def test_what_stands_above_it_may_drop_out() -> None:
+    model = build("bert")
+    attach(model, HeadOnly())
+    inputs = inputs_of("bert", model)
+    trunk = Trunk.of(model, inputs)
+    assert trunk is not None
+    model.train()
+    trunk.eval()
+    assert not trunk.leaves_out()
+    assert model.bert.pooler.training
+    assert model.dropout.training

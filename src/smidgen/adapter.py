@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from smidgen import attention, hooks, prompts, stepping, storage
 from smidgen.delta import Delta, Method, Service
-from smidgen.own import OwnParameters, head_names, own_parameters
+from smidgen.own import OwnParameters, count, head_names, own_parameters
 from smidgen.stacking import active_adapters, adapters, check_not_routed, none_active, set_active
 from smidgen.targets import Place
 
@@ -48,7 +48,7 @@ class Adapter:
         self.deltas = [list(built) for built in deltas]
         self.sites = frozenset(place.site for found in self.places for place in found)
         self.head_names = frozenset(head_names(model)) & frozenset(own)
-        self.total = sum(parameter.numel() for _, parameter in own_parameters(model))
+        self.total = count(model)
         self._check_places()
         if not adapters(model):
             vars(model)["_smidgen_trainable"] = [n for n, p in model.named_parameters() if p.requires_grad]

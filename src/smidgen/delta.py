@@ -56,7 +56,7 @@ class Delta(nn.Module):
       `reads_source`, those of the layer at the start of the sublayer that this one ends, and `hidden` the layer's
       output, or its first input where the place's side is "input";
       `hidden` may be changed in place where `layers.output_is_ours` says so;
-      where it `mixes_tokens`, what it does to a token depends on others, or on where the token stands;
+      what it does to a token depends on that token alone;
     - attention: `forward(batch) -> (keys, values)`, each (batch, key-value heads, virtual tokens, head size); where it
       is `gated`, they have a softmax of their own, whose result is multiplied by the gate and added;
     - embedding: `forward(embedding) -> prompt`, (virtual tokens, hidden size), with `embedding` the input embedding.
@@ -65,7 +65,6 @@ class Delta(nn.Module):
     service: Service = Service()
     side: Side | None = None
     reads_source: bool = False
-    mixes_tokens: bool = False
     virtual_tokens: int = 0
     tap: Tap | None = None
 

@@ -52,7 +52,7 @@ def add_by_row(layer: nn.Module, deltas: Sequence[Delta], inputs: Tensor, hidden
     a, b = torch.stack([a for a, _, _ in own]), torch.stack([b for _, b, _ in own])
     scales = [scale for _, _, scale in own]
     rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])
-    low = torch.bmm(rows, cast(a, rows).transpose(1, 2)) * rows.new_tensor(scales).view(-1, 1, 1)
+    low = torch.bmm(rows, cast(a, rows).transpose(1, 2)) * torch.tensor(scales, device=rows.device).view(-1, 1, 1)
     before = hidden.reshape(len(hidden), -1, hidden.shape[-1])
     add = before.baddbmm_ if output_is_ours(layer) else before.baddbmm
     return add(cast(low, hidden), cast(b, hidden).transpose(1, 2)).view(hidden.shape)

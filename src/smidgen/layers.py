@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -95,6 +96,12 @@ def is_causal(model: nn.Module) -> bool:
         return True
     kind = getattr(getattr(model, "config", None), "model_type", None)
     return kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 has sharded the model, so that several processes hold parts of it."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # half a second to import
+    return fsdp is not None and isinstance(model, fsdp.FSDPModule)
 
 
 def text_reader(model: PreTrainedModel) -> PreTrainedModel:

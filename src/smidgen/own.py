@@ -56,6 +56,17 @@ def check_unquantized(technique: str, model: nn.Module) -> None:
             )
 
 
+def count(model: nn.Module) -> int:
+    """How many numbers the model itself has, those in whole numbers included."""
+    whole = (
+        buffer.numel()
+        for _, module in own_modules(model)
+        for buffer in module._buffers.values()
+        if buffer is not None and buffer.dtype == torch.int8
+    )
+    return sum(parameter.numel() for _, parameter in own_parameters(model)) + sum(whole)
+
+
 class OwnParameters(nn.Module):
     """Swaps an adapter's versions of some of the model's parameters in and out, as objects, without copying values.
 

@@ -25,7 +25,15 @@ from smidgen.attention import install
 from smidgen.delta import Delta
 from smidgen.generating import Generate
 from smidgen.hooks import active_deltas
-from smidgen.layers import counts_columns, is_causal, position_offset, positions, positions_follow_mask, text_reader
+from smidgen.layers import (
+    counts_columns,
+    is_causal,
+    is_sharded,
+    position_offset,
+    positions,
+    positions_follow_mask,
+    text_reader,
+)
 from smidgen.placeholders import (
     IGNORED,
     Counts,
@@ -157,6 +165,7 @@ class VirtualTokens:
         return (
             self._looks_back
             and not self._alone.get()
+            and not is_sharded(self.model)  # whose parts are gathered for one pass at a time
             and not self.model.training
             and not self.start()
             and all(delta.route is None for delta in self.prompts())

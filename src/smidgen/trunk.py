@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -22,6 +23,8 @@ from smidgen.targets import blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from smidgen.delta import Delta
 
 Inputs = Mapping[str, Any]
 """What a model is called with: `input_ids`, `attention_mask`, and what else it needs."""
@@ -34,9 +37,12 @@ class Trunk:
         model: nothing in it is changed, except inside `given`.
         depth: how many blocks, at least 1.
         extra: what each of them returns beside its states: nothing, or a tuple of None.
+        called: the modules of the model in the order of their first calls.
     """
 
-    def __init__(self, model: PreTrainedModel, depth: int, extra: tuple[None, ...] | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, depth: int, extra: tuple[None, ...] | None, called: Sequence[nn.Module]
+    ) -> None:
         (stack,) = blocks(model)
         found = [model.get_submodule(name) for name in stack]
         self.model, self.depth, self._extra = model, depth, extra
@@ -44,6 +50,10 @@ class Trunk:
         inside = {module for block in self._upper for module in block.modules()}
         self._outside = [module for module in model.base_model.modules() if module not in inside]
         self._stacks = {module for module in self._outside if inside.intersection(module.modules())}
+        lower = set(self._lower[-1].modules())
+        end = max(place for place, module in enumerate(called) if module in lower)
+        above = set(called[end + 1 :])
+        self._before = [module for module in self._outside if module not in above]
 
     @classmethod
     def of(cls, model: PreTrainedModel, inputs: Inputs) -> Self | None:
@@ -57,20 +67,31 @@ class Trunk:
         if len(stacks) != 1:
             return None
         found = [model.get_submodule(name) for name in stacks[0]]
-        with torch.enable_grad():
+        called: dict[nn.Module, None] = {}
+        with torch.enable_grad(), _hooked(model.modules(), lambda module: called.setdefault(module)):
             outputs = _outputs(model, found, inputs)
+        size = inputs["input_ids"].shape
+        if len(outputs) < len(found) or any(_states(output).shape[:2] != size for output in outputs):
+            return None  # some are not called, or pass on something else than a row for each token
         learns = [_states(output).requires_grad or _learns(block) for output, block in zip(outputs, found, strict=True)]
         depth = learns.index(True) if any(learns) else len(found)
         extra = outputs[0][1:] if isinstance(outputs[0], tuple) else None
         if not depth or any(value is not None for value in extra or ()):
             return None
-        trunk = cls(model, depth, extra)
+        trunk = cls(model, depth, extra, list(called))
         return None if trunk._is_changed() else trunk
 
     def states(self, inputs: Inputs) -> Tensor:
-        """What comes out of the trunk for some rows: (rows, length, hidden size)."""
-        with torch.no_grad(), computing(self._upper, self._passed_on):
-            return _states(_outputs(self.model.base_model, self._lower[-1:], inputs)[0])
+        """What comes out of the trunk for some rows: (rows, length, hidden size).
+
+        The whole model is called, with as little of a head as may be, since it shifts positions by a prefix.
+        """
+        last = (
+            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(self.model).forward).parameters else {}
+        )
+        plain = _with(self._lower, {"_compiled_call_impl": None})  # compiled or not, they are the same
+        with torch.no_grad(), plain, computing(self._upper, self._passed_on):
+            return _states(_outputs(self.model, self._lower[-1:], {**inputs, **last})[0])
 
     @contextlib.contextmanager
     def given(self, states: Tensor) -> Iterator[None]:
@@ -89,29 +110,37 @@ class Trunk:
         Args:
             inputs: a few rows of different lengths.
         """
+        real = inputs["attention_mask"].bool()
+        ends = [*self._lower, *self._upper][-1:]
         with torch.no_grad():
-            whole = self.model.base_model(**inputs)[0]
-            with self.given(self.states(inputs)):
-                return bool(torch.equal(whole, self.model.base_model(**inputs)[0]))
+            whole = _states(_outputs(self.model, ends, inputs)[0]), self.model(**inputs)[0]
+            states = self.states(inputs) * real[..., None]
+            with self.given(states):
+                given = _states(_outputs(self.model, ends, inputs)[0]), self.model(**inputs)[0]
+        return all(
+            torch.equal(one[real], other[real]) if one.shape[:2] == real.shape else torch.equal(one, other)
+            for one, other in zip(whole, given, strict=True)
+        )
 
     def leaves_out(self) -> bool:
-        """Whether something outside the upper blocks leaves parts out at random now, as dropout does in training."""
+        """Whether something in the trunk leaves parts out at random now, as dropout does in training."""
         return any(
             module.training and isinstance(value, float) and value > 0 and self._is_a_chance(module, name)
-            for module in self._outside
+            for module in self._before
             for name, value in vars(module).items()
         )
 
     def eval(self) -> None:
-        """Let nothing outside the upper blocks leave anything out, whatever the mode of the model."""
-        for module in self._outside:
+        """Let nothing in the trunk leave anything out, whatever the mode of the model."""
+        for module in self._before:
             if module not in self._stacks:
                 module.training = False
 
     def fingerprint(self) -> str:
-        """SHA-256 of the configuration, the depth, and all frozen numbers outside the upper blocks."""
+        """SHA-256 of the configuration, the depth, how positions are shifted, and all frozen numbers below."""
         config: str = self.model.config.to_json_string(use_diff=False)
-        digest = hashlib.sha256(f"{type(self.model).__name__} {config} {self.depth}".encode())
+        virtual = [delta.virtual_tokens for block in self._upper for delta in _acting(block)]
+        digest = hashlib.sha256(f"{type(self.model).__name__} {config} {self.depth} {virtual}".encode())
         for module in self._outside:
             for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
                 if not tensor.requires_grad:
@@ -134,7 +163,7 @@ class Trunk:
 
 
 def _outputs(model: nn.Module, watched: Sequence[nn.Module], inputs: Inputs) -> list[Any]:
-    """What modules return while a model computes, each once."""
+    """What modules return while a model computes; nothing of those that it does not call."""
     found: dict[nn.Module, Any] = {}
 
     def keep(module: nn.Module, _: Any, output: Any) -> None:
@@ -144,13 +173,25 @@ def _outputs(model: nn.Module, watched: Sequence[nn.Module], inputs: Inputs) -> 
         for module in watched:
             stack.callback(module.register_forward_hook(keep).remove)
         model(**inputs)
-    return [found[module] for module in watched]
+    return [found[module] for module in watched if module in found]
+
+
+@contextlib.contextmanager
+def _hooked(modules: Iterable[nn.Module], hear: Callable[[nn.Module], object]) -> Iterator[None]:
+    """Inside, `hear` is told of every module that is called, before it is."""
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(lambda module, _: hear(module) and None).remove)
+        yield
+
+
+def _acting(module: nn.Module) -> Iterator[Delta]:
+    return (delta for inner in module.modules() for delta in active_deltas(inner))
 
 
 def _states(output: Any) -> Tensor:
     states = output[0] if isinstance(output, tuple) else output
-    assert isinstance(states, Tensor)
-    return states
+    return states if isinstance(states, Tensor) else torch.empty(0)
 
 
 def _learns(module: nn.Module) -> bool:
@@ -162,16 +203,22 @@ def computing(modules: Sequence[nn.Module], answer: Callable[[Tensor], Any]) -> 
     """Inside, modules compute `answer` of the states that they are called with; their hooks run as ever."""
 
     def forward(*arguments: Any, **named: Any) -> Any:
-        return answer(arguments[0] if arguments else named["hidden_states"])
+        return answer(next(value for value in (*arguments, *named.values()) if isinstance(value, Tensor)))
 
-    replaced = {"forward": forward, "_compiled_call_impl": None}  # a compiled block would compute its own
-    before = [{name: vars(module)[name] for name in replaced if name in vars(module)} for module in modules]
+    with _with(modules, {"forward": forward, "_compiled_call_impl": None}):  # a compiled block would compute its own
+        yield
+
+
+@contextlib.contextmanager
+def _with(modules: Sequence[nn.Module], attributes: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, modules have these attributes of their own."""
+    before = [{name: vars(module)[name] for name in attributes if name in vars(module)} for module in modules]
     try:
         for module in modules:
-            vars(module).update(replaced)
+            vars(module).update(attributes)
         yield
     finally:
         for module, own in zip(modules, before, strict=True):
-            for name in replaced:
+            for name in attributes:
                 del vars(module)[name]
             vars(module).update(own)

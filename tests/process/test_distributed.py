@@ -31,6 +31,8 @@ JOBS = {
     "full": ("encoder", "technique=full"),
     "shared by all layers": ("encoder", "technique={name: prefix-tuning, hidden_size: 8, start: random}"),
     "decoder": ("decoder", "technique=lora"),
+    "a trunk": ("encoder", "technique={name: lora, layers: 'last:1'}"),
+    "a prompt": ("decoder", "technique={name: prompt-tuning, length: 3, start: random}"),
 }
 STOPPED = 9
 

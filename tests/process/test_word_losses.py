@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from torch.nn import functional
 
-from smidgen import FullFineTuning, LoRA, PromptTuning, attach
+from smidgen import BitFit, FullFineTuning, LoRA, PromptTuning, attach
 from smidgen.placeholders import IGNORED
 from smidgen.process import word_losses as words
 from smidgen.process.evaluate import loss_sum, row_losses
@@ -114,3 +115,16 @@ def test_logits_are_computed_where_the_head_learns_or_text_is_longer() -> None:
     attach(model, PromptTuning(length=3))
     expected = loss_sum(logits(model, batch, "fp32"), batch["labels"])
     torch.testing.assert_close(row_losses(model, batch, "fp32"), expected)
+
+
+def test_a_bias_that_learns_gets_its_gradient() -> None:
+    config = transformers.PhiConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = transformers.PhiForCausalLM(config).eval()
+    adapter = attach(model, BitFit())
+    ids = torch.randint(5, 40, (2, 6))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    row_losses(model, batch, "fp32").sum().backward()
+    assert "lm_head.bias" in adapter.own_names
+    assert bool(model.lm_head.bias.grad.any())

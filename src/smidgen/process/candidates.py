@@ -54,7 +54,9 @@ def candidates(recipe: Recipe, data: TaskData) -> dict[str, Candidate]:
     counts: dict[str, int] = {}
     most = recipe.choose.trained or math.inf
     for spec in recipe.compare:
-        model, tokenizer = load_model(recipe.model, recipe.task, data.labels, seed=0, precision="fp32")
+        model, tokenizer = load_model(
+            recipe.model, recipe.task, data.labels, seed=0, precision=recipe.training.precision
+        )
         default = spec.methods()[0].learning_rates[kind(model)]
         option = _size_option(spec.parts[0])
         sizes: dict[int, int] = {}

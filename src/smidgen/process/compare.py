@@ -22,7 +22,7 @@ from smidgen.process.advice import advise
 from smidgen.process.data import TaskData, load_data
 from smidgen.process.job import attach_technique
 from smidgen.process.log import check_tracker
-from smidgen.process.models import in_eight_bits, load_model
+from smidgen.process.models import load_model
 from smidgen.process.only_one import only_one
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Metrics, Run, execute
@@ -146,8 +146,6 @@ def _check_entries(recipe: Recipe, specs: Sequence[TechniqueSpec], data: TaskDat
         model, tokenizer = load_model(
             recipe.model, recipe.task, data.labels, seed=training.seed, precision=training.precision
         )
-        if training.precision == "int8":
-            in_eight_bits(model)
         try:
             attach_technique(spec, model, tokenizer)
         except UserError as error:

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from smidgen.layers import is_sharded
 from smidgen.placeholders import IGNORED
 from smidgen.process.batches import by_length, collate
 from smidgen.process.encoding import Encoded
 from smidgen.process.evaluating import evaluating
 from smidgen.process.models import autocast, logits
 from smidgen.process.onednn import exact_onednn
-from smidgen.process.parallel import in_turns, is_sharded
+from smidgen.process.parallel import in_turns
 from smidgen.process.scores import Scores, calibration, class_scores, perplexity, span_scores
 from smidgen.process.spans import spans_of
 from smidgen.process.word_losses import plain_head, word_losses

@@ -1,4 +1,4 @@
-"""A model in evaluation mode for a while."""
+"""A model in another mode for a while, such as that of evaluation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, nothing in the model drops out; afterwards every module is in the mode that it was in."""
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards every module is in the mode that it was in, training or evaluation."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, nothing in the model drops out; afterwards every module is in the mode that it was in."""
+    with modes_kept(model):
+        model.eval()
+        yield

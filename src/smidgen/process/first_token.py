@@ -60,7 +60,7 @@ def _may_be_left_out(model: PreTrainedModel) -> bool:
     if model.training and any(getattr(module, "gradient_checkpointing", False) for module in inside):
         return False  # it would be computed again after the hooks are gone
     deltas = [delta for module in inside for delta in active_deltas(module)]
-    return not any(delta.mixes_tokens or delta.tap is not None or delta.route is not None for delta in deltas)
+    return not any(delta.tap is not None or delta.route is not None for delta in deltas)
 
 
 def _tried(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Layers:
@@ -82,9 +82,9 @@ def _tried(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Layers:
     padded = {**inputs, "attention_mask": mask}
     with torch.no_grad(), torch.random.fork_rng(devices), evaluating(model):
         expected = model(**padded).logits
-        handle = block.register_forward_hook(_without_first)
-        other = model(**padded).logits
-        handle.remove()
+        with contextlib.ExitStack() as stack:
+            stack.callback(block.register_forward_hook(_without_first).remove)
+            other = model(**padded).logits
 
         def are_same(layers: Layers) -> bool:
             with contextlib.suppress(RuntimeError), _on_first_token(layers) as called:  # of sizes that do not fit

@@ -19,7 +19,8 @@ import torch
 import transformers
 
 from smidgen import __version__
-from smidgen.layers import is_causal
+from smidgen.errors import UserError
+from smidgen.layers import is_causal, is_sharded
 from smidgen.process.batches import by_length, collate
 from smidgen.process.encoding import Encoded
 from smidgen.process.evaluating import evaluating
@@ -53,8 +54,8 @@ class FrozenStates:
         shelf: where they are kept.
 
     Attributes:
-        note: why the latest rows were not kept, in a sentence, if that was for lack of room.
-        depth: how many blocks are not computed for the latest rows that were kept to learn from.
+        note: why some rows were not kept, in a sentence.
+        depth: the most blocks that were not computed for the rows that are learned from.
     """
 
     note: str | None = None
@@ -68,25 +69,22 @@ class FrozenStates:
         self._trunk: Trunk | None = None
         self._is_exact, self._is_steady = False, False
         self._like = torch.empty(0)
+        self._rows: Sequence[Encoded] = ()  # that are learned from
+        self._refused: set[bytes] = set()
 
     def keep(self, rows: Sequence[Encoded]) -> None:
         """Compute the states of rows that the model will learn from or, in evaluation mode, be scored on, often."""
-        if not rows or self.training.epochs == 1 or this_process().num_processes > 1:
+        if not rows or not self._is_wanted:
             return
+        if self.model.training:
+            self._rows = rows
         self._follow(rows)
-        if not self._serves():
-            return
-        missing = {key: row for row in rows if (key := _key(row)) not in self.shelf}
-        if missing:  # what they come from takes a hash of all frozen weights
-            width = self._like.shape[-1] * self._stored.itemsize
-            sizes = {key: len(row.input_ids) * width for key, row in missing.items()}
-            self.note = self.shelf.put(self._origin(), sizes, self._computed(missing))
-        if self.model.training and self.note is None and self._trunk is not None:
-            self.depth = self._trunk.depth
+        self._keep(rows)
 
     def given(self, rows: Sequence[Encoded]) -> contextlib.AbstractContextManager[None]:
         """Inside, the model starts from the states of these rows, `collate`d on the right, if all of them are kept."""
-        self._follow(rows)
+        if self._follow(rows):
+            self._keep(self._rows)  # as a run would that goes on from here
         keys = [_key(row) for row in rows]
         if not self._serves() or not all(key in self.shelf for key in keys):
             return contextlib.nullcontext()
@@ -110,16 +108,51 @@ class FrozenStates:
 
     def _serves(self) -> bool:
         """Whether states may take the place of the trunk in the mode that the model is in."""
-        allowed = self.training.frozen_states != "off" and self._trunk is not None and self._is_exact
+        allowed = self._is_wanted and self._trunk is not None and self._is_exact
         return allowed and (self._is_steady or not self.model.training)
 
-    def _follow(self, rows: Sequence[Encoded]) -> None:
-        """Look where the trunk ends if something else learns than before, and keep it from dropping out."""
+    @property
+    def _is_wanted(self) -> bool:
+        several = self.training.epochs > 1 and this_process().num_processes == 1
+        return several and self.training.frozen_states != "off"
+
+    def _keep(self, rows: Sequence[Encoded]) -> None:
+        if not self._serves():
+            return
+        keys = {_key(row): row for row in rows}
+        missing = {key: row for key, row in keys.items() if key not in self.shelf and key not in self._refused}
+        if missing:  # what they come from takes a hash of all frozen weights
+            width = self._like.shape[-1] * self._stored.itemsize
+            sizes = {key: len(row.input_ids) * width for key, row in missing.items()}
+            refusal = self.shelf.put(self._origin(), sizes, self._computed(missing))
+            if refusal is not None:
+                self.note = refusal
+                self._refused.update(missing)
+        if self.model.training and self._trunk is not None and all(key in self.shelf for key in keys):
+            self.depth = max(self.depth, self._trunk.depth)
+
+    def _follow(self, rows: Sequence[Encoded]) -> bool:
+        """Look where the trunk ends if something else learns than before, and keep it from dropping out.
+
+        Returns:
+            Whether something else learns, so that no states are kept.
+
+        Raises:
+            UserError: the trunk is not to drop out, and each process has a part of the model.
+        """
+        if not self._is_wanted and self.training.frozen_dropout:
+            return False
+        if is_sharded(self.model):
+            raise UserError("training.frozen_dropout=false is not for a model that processes share. Leave it out.")
         learning = [parameter.requires_grad for parameter in self.adapter.parameters()]
-        if learning != self._learning:
+        is_new = learning != self._learning
+        if is_new:
             self._learning = learning
-            self._find(rows)
+            if self.model.training:
+                self.model.train()  # what was in a deeper trunk may have been kept from dropping out
+            self._find(self._rows or rows)
         self._quieten()
+        return is_new
 
     def _quieten(self) -> None:
         if self.model.training and self._trunk is not None and not self.training.frozen_dropout:
@@ -131,14 +164,26 @@ class FrozenStates:
         places = np.linspace(0, len(by_size) - 1, min(TRIED, len(by_size))).round().astype(int)
         tried = self._inputs([by_size[place] for place in places])
         self.shelf.close()
+        self._refused.clear()
         with self._computing(), evaluating(self.model):
             self._trunk = Trunk.of(self.model, self._inputs(by_size[:1]))
             if self._trunk is not None:
-                self._like = self._trunk.states(tried)
+                states = self._trunk.states(tried)
+                self._like = states.new_empty(states.shape[-1])
                 self._is_exact = self._trunk.is_exact(tried)
                 self.model.train()
                 self._quieten()
-                self._is_steady = not self._trunk.leaves_out()
+                self._is_steady = not self._trunk.leaves_out() and self._is_repeatable(tried)
+
+    def _is_repeatable(self, inputs: dict[str, Any]) -> bool:
+        """Whether chance has no part in the states in the mode that the model is in, as it has in a router's noise."""
+        assert self._trunk is not None
+        found = []
+        for seed in range(2):
+            with torch.random.fork_rng([self.model.device] if self.model.device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                found.append(self._trunk.states(inputs))
+        return bool(torch.equal(*found))
 
     def _computed(self, rows: Mapping[bytes, Encoded]) -> Iterator[tuple[bytes, memoryview]]:
         """The states of each row, as bytes."""
@@ -172,7 +217,8 @@ class FrozenStates:
         device = self.model.device
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
         versions = f"smidgen {__version__} torch {torch.__version__} transformers {transformers.__version__}"
-        return f"{self._trunk.fingerprint()} {self._stored} {self.training.precision} {versions} {device.type} {where}"
+        kernels = f"{self.model.config._attn_implementation} {device.type} {where}"
+        return f"{self._trunk.fingerprint()} {self._stored} {self.training.precision} {versions} {kernels}"
 
 
 def _key(row: Encoded) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from smidgen import files, manifest
 from smidgen.adapter import Adapter
@@ -20,9 +21,10 @@ from smidgen.process.batches import collate
 from smidgen.process.data import Example, TaskData, load_data, read_examples
 from smidgen.process.encoding import Encoded, encode, pad_id
 from smidgen.process.evaluate import evaluate, generate, longest_answer
+from smidgen.process.evaluating import evaluating
 from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.memory import told_when_it_runs_out
-from smidgen.process.models import class_names, in_eight_bits, kind, load_model, longest_text
+from smidgen.process.models import class_names, kind, load_model, longest_text
 from smidgen.process.optimizer import Rates, rates_of
 from smidgen.process.parallel import this_process
 from smidgen.process.plan import Plan, make_plan
@@ -246,17 +248,18 @@ def prepare(recipe: Recipe, *, device: torch.device | None = None) -> Job:
     """
     data = load_data(recipe.data, recipe.task)
     training = recipe.training
+    states: list[Tensor] = []
+
+    def look(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        states.append(_last_states(model, tokenizer, recipe, data))
+
     model, tokenizer = load_model(
-        recipe.model, recipe.task, data.labels, seed=training.seed, precision=training.precision
+        recipe.model, recipe.task, data.labels, seed=training.seed, precision=training.precision, before=look
     )
+    if states:
+        look(model, tokenizer)
+    error = float((states[1] - states[0]).norm() / states[0].norm()) if states else None
     model.to(device or this_process().device)  # type: ignore[arg-type]
-    error = None
-    if training.precision == "int8":
-        texts = [example.text for example in data.train[:TRIED]]
-        most = recipe.data.max_length or longest_text(model, tokenizer)
-        rows = [Encoded(ids, 0) for ids in tokenizer(texts, truncation=True, max_length=most)["input_ids"]]
-        inputs = collate(rows, pad_id(tokenizer))
-        error = in_eight_bits(model, {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")})
     torch.manual_seed(training.seed)
     adapter = (
         attach_technique(recipe.technique, model, tokenizer)
@@ -268,6 +271,17 @@ def prepare(recipe: Recipe, *, device: torch.device | None = None) -> Job:
     job = Job(recipe, data.labels, model, tokenizer, adapter, rounding=error)
     job.data = data
     return job
+
+
+def _last_states(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, data: TaskData) -> Tensor:
+    """The model's last states of the first training rows' texts, without dropout."""
+    texts = [example.text for example in data.train[:TRIED]]
+    most = recipe.data.max_length or longest_text(model, tokenizer)
+    rows = [Encoded(ids, 0) for ids in tokenizer(texts, truncation=True, max_length=most)["input_ids"]]
+    inputs = collate(rows, pad_id(tokenizer))
+    with torch.no_grad(), evaluating(model):
+        states: Tensor = model.base_model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])[0]
+    return states
 
 
 def train_in_fp32(adapter: Adapter) -> None:
@@ -350,8 +364,6 @@ def reopen(folder: Path, *, precision: Precision | None = None, body: Path | Non
         recipe.model, recipe.task, labels, seed=recipe.training.seed, precision=recipe.training.precision
     )
     model.to(this_process().device)
-    if recipe.training.precision == "int8":
-        in_eight_bits(model)
     adapter = load(model, (body or folder) / "adapter", head=body is None, dtype=torch.float32)  # as it was trained
     if body is not None:
         _put_head(adapter, folder / "adapter")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,7 +34,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
 
 
 def load_model(
-    source: str, task: Task, labels: tuple[str, ...], *, seed: int, precision: str
+    source: str,
+    task: Task,
+    labels: tuple[str, ...],
+    *,
+    seed: int,
+    precision: str,
+    before: Callable[[PreTrainedModel, PreTrainedTokenizerBase], object] = lambda model, tokenizer: None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model for a task; a new head depends on the seed alone, so that every technique starts from the same one.
 
@@ -43,10 +49,11 @@ def load_model(
         task: classification gets a head with a class for each of `labels`, token classification one for each tag.
         labels: the classes, or the spans' labels.
         seed: of the new head.
-        precision: number format of the weights; "int8": `in_eight_bits` comes later.
+        precision: number format of the weights.
+        before: sees the model before its weights are rounded to 8 bits.
 
     Raises:
-        UserError: there is no such model, or it lacks what the task needs.
+        UserError: there is no such model, or it lacks what the task or the precision needs.
     """
     arguments: dict[str, Any] = {"dtype": DTYPES[precision]}
     if task != "generation":
@@ -55,33 +62,13 @@ def load_model(
         arguments["label2id"] = {label: index for index, label in enumerate(classes)}
         arguments["ignore_mismatched_sizes"] = True  # a head for other classes makes way for a new one
     model, tokenizer, _ = from_pretrained(source, AUTO_CLASSES[task], task, seed=seed, **arguments)
-    return model, tokenizer
-
-
-def in_eight_bits(model: PreTrainedModel, inputs: Mapping[str, Tensor] | None = None) -> float:
-    """Round the weights of the linear layers in the model's blocks to 8 bits.
-
-    Args:
-        model: not yet with an adapter.
-        inputs: of some rows; None: the error is not wanted, and 0.
-
-    Returns:
-        How far the last states of the rows are off then, over their size.
-
-    Raises:
-        UserError: there are no such layers.
-    """
-    model.eval()
-    with torch.no_grad():
-        states = [] if inputs is None else [model.base_model(**inputs)[0]]
+    if precision == "int8":
+        before(model, tokenizer)
         try:
             to_eight_bits(model)
         except ValueError as error:
             raise UserError(f"training.precision=int8: {error}") from error
-        if inputs is None:
-            return 0.0
-        states.append(model.base_model(**inputs)[0])
-    return float((states[1] - states[0]).norm() / states[0].norm())
+    return model, tokenizer
 
 
 def from_pretrained(

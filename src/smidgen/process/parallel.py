@@ -24,10 +24,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from smidgen.errors import UserError
+from smidgen.layers import is_sharded
 from smidgen.targets import blocks
 
 if TYPE_CHECKING:
@@ -76,11 +77,6 @@ def in_main(work: Callable[[], None]) -> None:
     (problem,) = broadcast_object_list(said)
     if problem is not None:
         raise UserError(problem)
-
-
-def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether FSDP2 has sharded the model."""
-    return isinstance(model, FSDPModule)
 
 
 def place(model: PreTrainedModel, adapter: Adapter) -> None:

@@ -18,6 +18,7 @@ import torch
 from smidgen import files
 from smidgen.adapter import Adapter
 from smidgen.errors import UserError
+from smidgen.layers import is_sharded
 from smidgen.process import checkpoint
 from smidgen.process.blocks import VALIDATION, Blocks, Causal, CorpusRows, Masked
 from smidgen.process.corpus import Streams, open_streams, text_files, write_streams
@@ -29,7 +30,7 @@ from smidgen.process.models import kind, longest_text, quietly
 from smidgen.process.new_model import check_config, load_tokenizer, model_and_tokenizer, objective_of, write_tokenizer
 from smidgen.process.only_one import only_one
 from smidgen.process.optimizer import Rates, rates_of
-from smidgen.process.parallel import in_main, is_sharded, this_process, whole
+from smidgen.process.parallel import in_main, this_process, whole
 from smidgen.process.pretrain_recipe import NewModel, PretrainRecipe
 from smidgen.process.run import begin, check_start
 from smidgen.process.scores import Scores, perplexity

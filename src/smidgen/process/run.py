@@ -14,7 +14,8 @@ from torch import Tensor
 from smidgen import files
 from smidgen.embedded import cache_folder
 from smidgen.errors import Interrupted, UserError
-from smidgen.own import own_parameters
+from smidgen.layers import is_sharded
+from smidgen.own import count
 from smidgen.process import checkpoint
 from smidgen.process.batches import WholeEpochs
 from smidgen.process.encoding import pad_id
@@ -24,7 +25,7 @@ from smidgen.process.log import check_tracker
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
 from smidgen.process.models import class_names
 from smidgen.process.only_one import only_one
-from smidgen.process.parallel import get_weights, is_sharded, this_process
+from smidgen.process.parallel import get_weights, this_process
 from smidgen.process.run_recipe import RunRecipe, refuse_own
 from smidgen.process.scores import Scores
 from smidgen.process.shelf import Shelf
@@ -158,7 +159,7 @@ def _metrics(job: Job, progress: Progress, scores: Scores | None, peak: int) -> 
         else {"before": progress.probe_loss, "after": progress.curve[progress.best_epoch]["probe_loss"]},
         "trained": job.adapter.trainable,
         "total": job.adapter.total,
-        "base_parameters": sum(parameter.numel() for _, parameter in own_parameters(job.model)),
+        "base_parameters": count(job.model),
         "seconds": progress.seconds,
         "frozen_blocks": 0 if job.frozen is None else job.frozen.depth,
         "steps": progress.step,

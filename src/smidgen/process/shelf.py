@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +20,9 @@ SHARE = 0.1
 """How much may be kept, of what the disk has free and what is kept already."""
 
 SUFFIX = ".states"
+
+ABANDONED = 3600.0
+"""Seconds after which a file that is not yet whole is no longer being written."""
 
 
 class Shelf:
@@ -105,11 +109,13 @@ class Shelf:
     def _has_room(self, needed: int) -> bool:
         """Remove the files that were not used for longest until the new one may be kept, if it may at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = []
+        kept, mine = [], {file.name for file in self._files}
         for file in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # by another process
                 found = file.stat()
-                kept.append((found.st_mtime, found.st_size, file))
+                is_written = file.suffix != SUFFIX and time.time() - found.st_mtime < ABANDONED
+                if str(file) not in mine and not is_written:
+                    kept.append((found.st_mtime, found.st_size, file))
         kept.sort()
         total = sum(size for _, size, _ in kept)
         allowed = SHARE * (shutil.disk_usage(self.folder).free + total)

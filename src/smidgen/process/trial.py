@@ -17,6 +17,7 @@ from torch import Tensor
 
 from smidgen.process.compiling import compiled_blocks
 from smidgen.process.encoding import Encoded
+from smidgen.process.evaluating import modes_kept
 from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.memory import peak_memory
 from smidgen.process.models import gradient_checkpointing
@@ -35,7 +36,7 @@ TYPICAL, LARGE = 18, 6
 after the other, since what one has freed is not all used again by the next."""
 
 SECONDS = 20.0
-"""After these no more steps are begun, but for the largest."""
+"""After these no more steps are begun."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,33 +100,33 @@ def try_steps(
     ):
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.0)
 
-        def step(place: int) -> tuple[float, float]:
-            """Seconds of keeping the states of the rows, and of the step itself."""
+        def step(place: int) -> float:
+            """The seconds of a step."""
             batch = [rows[row] for row in by_size[place]]
             began = time.perf_counter()
-            if keep:
-                frozen.keep(batch)
-            kept = time.perf_counter()
             backward(model, batch, training, pad_id, frozen)
             torch.nn.utils.clip_grad_norm_(list(adapter.parameters()), training.clip)
             optimizer.step()
             optimizer.zero_grad()
             if model.device.type == "cuda":
                 torch.cuda.synchronize(model.device)
-            return kept - began, time.perf_counter() - kept
+            return time.perf_counter() - began
 
+        used = sorted({row for place in [len(by_size) // 2, *tried] for row in by_size[place]})
+        began = time.perf_counter()
+        if keep:
+            frozen.keep([rows[row] for row in used])
+        keeping = time.perf_counter() - began
         step(len(by_size) // 2)  # the first one takes longer
-        with counted() as saved:
+        with counted(model) as saved:
             step(len(by_size) - 1)
-        keeping = stepping = 0.0
-        tokens, steps_tokens = 0, 0
+        seconds, tokens = 0.0, 0
         began = time.perf_counter()
         for place in tried:
-            kept, stepped = step(place)
+            taken = step(place)
             if place in places:
-                keeping, stepping = keeping + kept, stepping + stepped
-                tokens += sum(lengths[row] for row in by_size[place])
-                steps_tokens += padded(lengths, by_size[place], adapter.virtual_tokens)
+                seconds += taken
+                tokens += padded(lengths, by_size[place], adapter.virtual_tokens)
             if tokens and time.perf_counter() - began > SECONDS:
                 break
         model.eval()
@@ -137,8 +138,8 @@ def try_steps(
             if tensor.dim()
         )
         return Trial(
-            seconds_per_token=stepping / steps_tokens,
-            keeping_seconds_per_token=keeping / tokens,
+            seconds_per_token=seconds / tokens,
+            keeping_seconds_per_token=keeping / sum(lengths[row] for row in used),
             frozen_blocks=frozen.depth,
             noisy_blocks=frozen.noisy_depth if keep else 0,
             optimizer_bytes=moments,
@@ -155,26 +156,26 @@ def padded(lengths: Sequence[int], batch: Sequence[int], more: int) -> int:
 @contextlib.contextmanager
 def _undone(model: PreTrainedModel, adapter: Adapter) -> Iterator[None]:
     """Whatever is done inside leaves the weights, the mode, the gradients and the random state as they were."""
-    state, mode = adapter.state(), model.training
+    state = adapter.state()
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), modes_kept(model):
         model.train()
         try:
             yield
         finally:
             adapter.load_state(state)
             model.zero_grad(set_to_none=True)
-            model.train(mode)
 
 
 @contextlib.contextmanager
-def counted() -> Iterator[Counter[int]]:
-    """Count the bytes that autograd keeps, each storage once; weights, which are there anyway, are left out."""
+def counted(model: torch.nn.Module) -> Iterator[Counter[int]]:
+    """Count the bytes that autograd keeps, each storage once; the model's own, which are there anyway, are left out."""
     storages: Counter[int] = Counter()
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
 
     def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, torch.nn.Parameter) and not tensor.is_leaf:
-            storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from smidgen.layers import is_sharded
 from smidgen.placeholders import IGNORED
 from smidgen.process.evaluating import evaluating
 from smidgen.process.models import autocast, logits
-from smidgen.process.parallel import is_sharded
 from smidgen.trunk import computing
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def plain_head(model: PreTrainedModel, batch: Mapping[str, Tensor], precision: s
         precision: number format of the activations.
     """
     head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or head.weight.requires_grad or head._forward_hooks or is_sharded(model):
+    if type(head) is not nn.Linear or head._forward_hooks or is_sharded(model):
+        return None
+    if any(parameter.requires_grad for parameter in head.parameters()):
         return None
     if model not in _plain:
         known = (batch["labels"] != IGNORED).flatten().nonzero()[:TRIED, 0]
@@ -92,12 +94,10 @@ class _WordLosses(torch.autograd.Function):
                 gradients.append(shares.to(weight.dtype) @ weight)
         if gradients:
             ctx.save_for_backward(torch.cat(gradients))
-        return torch.cat(losses) if losses else states.new_zeros(0, dtype=torch.float32)
+        return torch.cat(losses)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        if not ctx.saved_tensors:  # there were no tokens
-            return None, None, None, None
         (own,) = ctx.saved_tensors
         return (own * gradient[:, None].to(own.dtype)), None, None, None
