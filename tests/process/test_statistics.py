@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from smidgen.process.statistics import Ratios, difference, interval
+from smidgen.process.statistics import Ratios, beyond_chance, difference, interval
 
 
 def each(scores: np.ndarray) -> Ratios:
@@ -92,3 +92,12 @@ def test_rows_of_which_none_counts_have_no_score() -> None:
 def test_scores_of_other_rows_cannot_be_paired() -> None:
     with pytest.raises(ValueError, match="same seeds and rows"):
         difference(each(np.zeros((1, 3))), each(np.zeros((1, 4))))
+
+
+def test_the_ends_are_plain_numbers_which_json_can_hold() -> None:
+    runs = [
+        [{"accuracy": share, "predictions": [0, 1, right], "targets": [0, 1, 1]} for share, right in own]
+        for own in ([(1.0, 1), (2 / 3, 0)], [(2 / 3, 0), (2 / 3, 0)])
+    ]
+    ends = beyond_chance(*runs, "accuracy")
+    assert [type(end) for end in ends] == [float, float]

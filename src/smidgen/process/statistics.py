@@ -6,6 +6,7 @@ tokens, F1 of twice the right spans and all spans, found and true.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -102,7 +103,7 @@ def beyond_chance(
         return -np.inf, np.inf
     low, high = difference(per_row(ours), per_row(theirs), level=level)
     differences = np.subtract([run[metric] for run in ours], [run[metric] for run in theirs])
-    half = float(t.ppf((1 + level) / 2, len(ours) - 1)) * float(np.std(differences, ddof=1)) / np.sqrt(len(ours))
+    half = float(t.ppf((1 + level) / 2, len(ours) - 1)) * float(np.std(differences, ddof=1)) / math.sqrt(len(ours))
     mean = float(np.mean(differences))
     return min(low, mean - half), max(high, mean + half)
 
