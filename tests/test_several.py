@@ -305,3 +305,10 @@ def test_the_thirtieth_adapter_is_no_more_work_than_the_second(tmp_path: Path) -
         counted("activate", lambda adapter=adapter: adapter.activate() or adapter)
     for what, found in calls.items():
         assert found[-1] < 1.3 * found[1], what
+
+
+@pytest.mark.parametrize("name", ["lora", "compacter", "p-tuning", "mam", "adalora", "full"])
+def test_parameters_are_those_that_have_names(name: str) -> None:
+    adapter = attach(build("bert"), example(name, "bert"))
+    named, plain = [p for _, p in adapter.named_parameters()], list(adapter.parameters())
+    assert list(map(id, plain)) == list(map(id, named))

@@ -157,7 +157,7 @@ def run_deltas(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
     together = joined(deltas, hidden) if len(deltas) > 1 else []
     if together:
         hidden = add_by_row(layer, together, inputs[0], hidden)
-    for delta in deltas:
+    for delta in deltas if len(together) < len(deltas) else ():
         if delta not in together:
             hidden = _run(delta, layer, inputs if delta.tap is None else delta.tap.take(), hidden)
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

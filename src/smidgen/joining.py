@@ -25,8 +25,13 @@ def joined(deltas: Sequence[Delta], hidden: Tensor) -> list[Delta]:
         deltas: that act on the layer's output, each on rows of its adapter.
         hidden: the output.
     """
-    counts = Counter(delta.route.name for delta in deltas if delta.route is not None)
-    found = [delta for delta in deltas if delta.route is not None and delta.joins() and counts[delta.route.name] == 1]
+    routes = [delta.service.route for delta in deltas]
+    counts = Counter(route.name for route in routes if route is not None)
+    found = [
+        delta
+        for delta, route in zip(deltas, routes, strict=True)
+        if route is not None and counts[route.name] == 1 and delta.joins()
+    ]
     return found if len(found) > 1 and hidden.dim() > 1 else []
 
 
