@@ -127,7 +127,11 @@ class Worker:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ""}
         )
-        self._answer()
+        try:
+            self._answer()
+        except BaseException:
+            self.process.kill()
+            raise
 
     def ask(self, word: str) -> dict[str, Any]:
         """What it answers: `found` and the processor's `seconds`."""

@@ -99,7 +99,7 @@ def order(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> 
 
 
 def by_length(lengths: Sequence[int], batch_size: int, most_tokens: int | None = None) -> list[list[int]]:
-    """Batches for evaluation and prediction: the longest rows first, so that a lack of memory shows at once."""
+    """Batches for evaluation, as `pieces` cuts them: the longest rows first, so that a lack of memory shows at once."""
     rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     return pieces(rows, [lengths[row] for row in rows], batch_size, most_tokens)
 

@@ -62,7 +62,8 @@ class TrainingConfig(Section):
         batch_size: rows a step, over all processes.
         micro_batch_size: rows at once in one process; the gradients of a step are summed. None: its share of the batch.
         micro_batch_tokens: tokens at once in one process, padding included, in training and evaluation: the rows of a
-            step are put together by length, as many as fit. A row that is longer is alone. None: any number.
+            step are put together by length, as many as fit; virtual tokens do not count. A row that is longer is alone.
+            None: any number.
         learning_rate: None: the technique's own default for the kind of model.
         head_learning_rate: None: the technique's own.
         weight_decay: AdamW's.
