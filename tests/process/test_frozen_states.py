@@ -165,6 +165,10 @@ def test_the_plan_tells_what_is_kept(recipe: Path, kept: Path) -> None:
     assert not kept.exists()  # a plan leaves nothing
 
 
+def test_a_run_that_stops_within_an_epoch_reports_no_blocks_as_kept(recipe: Path) -> None:
+    assert trained(recipe, "training.max_steps=2")[0]["frozen_blocks"] == 0
+
+
 def test_one_epoch_keeps_nothing(recipe: Path, kept: Path) -> None:
     trained(recipe, "training.epochs=1")
     assert not kept.exists()

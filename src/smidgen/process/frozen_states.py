@@ -83,7 +83,7 @@ class FrozenStates:
 
     def given(self, rows: Sequence[Encoded]) -> contextlib.AbstractContextManager[None]:
         """Inside, the model starts from the states of these rows, `collate`d on the right, if all of them are kept."""
-        if self._follow(rows):
+        if self._follow(rows) and self._rows:
             self._keep(self._rows)  # as a run would that goes on from here
         keys = [_key(row) for row in rows]
         if not self._serves() or not all(key in self.shelf for key in keys):
