@@ -111,15 +111,15 @@ class Trunk:
             inputs: a few rows of different lengths.
         """
         real = inputs["attention_mask"].bool()
-        ends = [*self._lower, *self._upper][-1:]
+        watched = [[*self._lower, *self._upper][-1], self.model]
         with torch.no_grad():
-            whole = _states(_outputs(self.model, ends, inputs)[0]), self.model(**inputs)[0]
-            states = self.states(inputs) * real[..., None]
-            with self.given(states):
-                given = _states(_outputs(self.model, ends, inputs)[0]), self.model(**inputs)[0]
+            whole = _outputs(self.model, watched, inputs)
+            with self.given(self.states(inputs) * real[..., None]):
+                given = _outputs(self.model, watched, inputs)
+        pairs = (_states(whole[0]), _states(given[0])), (whole[1][0], given[1][0])
         return all(
             torch.equal(one[real], other[real]) if one.shape[:2] == real.shape else torch.equal(one, other)
-            for one, other in zip(whole, given, strict=True)
+            for one, other in pairs
         )
 
     def leaves_out(self) -> bool:
