@@ -166,19 +166,17 @@ def identify(
     Examples: `smidgen identify recipe.yaml`, `smidgen identify recipe.yaml --budget 100k --write chosen.yaml`
     """
     from smidgen.files import write_text
-    from smidgen.process.identification import allotted, check_budget, technique_of
+    from smidgen.process.identification import allotted, technique_of
     from smidgen.process.identification import identify as identified
     from smidgen.process.recipe import load_recipe
     from smidgen.process.technique import TechniqueSpec
     from smidgen.report.sensitivity import as_picture, as_table
 
     _check_picture(picture)
-    loaded = load_recipe(recipe, set_ or [])
-    budget = budget or loaded.identify.budget
+    loaded = load_recipe(recipe, [*(set_ or []), *([] if budget is None else [f"identify.budget={budget}"])])
+    budget = loaded.identify.budget
     if write is not None and (budget is None or write.exists()):
         raise UserError(f"--write {write} " + ("is there already." if budget else "needs a --budget."))
-    if budget is not None:
-        check_budget(budget)
     found = identified(loaded)
     ranks = None if budget is None else allotted(found, loaded, budget)
     if picture is not None:
@@ -380,7 +378,7 @@ def choose(recipe: RecipeFile, set_: Set = None, at_once: AtOnce = 1, as_json: A
     training. The test split is scored once, at the end. Run it again after Ctrl-C, and it goes on; run it in several
     terminals, and they share the work.
 
-    Example: `smidgen choose recipe.yaml --set choose.minutes=30 --set choose.trained=600000`
+    Example: `smidgen choose recipe.yaml --set choose.minutes=30 --set choose.trained=600k`
     """
     from smidgen.process.choose import choose as chosen
     from smidgen.process.compare import command_line

@@ -21,9 +21,8 @@ from smidgen.process.identification import (
     Sensitivity,
     allot,
     allot_time,
+    allotted,
     identify,
-    numbers_in,
-    seconds_in,
     technique_of,
 )
 from smidgen.process.job import Job, prepare
@@ -93,19 +92,6 @@ def test_a_budget_is_kept_and_no_doubling_is_left_that_it_could_pay(squares: lis
             assert spent + max(rank, 1) * layer.size > budget
 
 
-@pytest.mark.parametrize(
-    ("budget", "seconds"), [("90s", 90), (" 1.5 h ", 5400), ("10 min", 600), ("100k", None), ("400kB", None)]
-)
-def test_a_time_is_told_from_numbers(budget: str, seconds: float | None) -> None:
-    assert seconds_in(budget) == seconds
-
-
-@pytest.mark.parametrize("budget", ["0s", "-1min", "xs", "infs"])
-def test_a_wrong_time_is_refused(budget: str) -> None:
-    with pytest.raises(UserError, match="is no time, such as 90s"):
-        seconds_in(budget)
-
-
 def test_a_time_buys_as_many_of_the_last_blocks_as_fit(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     found = identify(recipe)
     blocks = list(dict.fromkeys(layer.block for layer in found))
@@ -137,18 +123,11 @@ def test_the_chosen_ranks_are_what_is_trained(recipe: Recipe, tmp_path: Path) ->
     assert all(delta.scale == LoRA().alpha / LoRA().rank for _, _, delta in job.adapter.entries())
 
 
-@pytest.mark.parametrize(
-    ("budget", "count"),
-    [("100k", 100_000), ("1.5M", 1_500_000), ("250", 250), ("400kB", 100_000), ("2 MB", 500_000), ("8B", 2)],
-)
-def test_budgets_are_numbers_or_bytes(budget: str, count: int) -> None:
-    assert numbers_in(budget) == count
-
-
-@pytest.mark.parametrize("budget", ["", "many", "-3", "1.2.3k", "3B", "0", "5 GB"])
-def test_what_is_no_budget_is_named(budget: str) -> None:
-    with pytest.raises(UserError, match="is no number of parameters"):
-        numbers_in(budget)
+def test_bytes_buy_a_fourth_as_many_numbers(recipe: Recipe) -> None:
+    found = identify(recipe)
+    assert allotted(found, recipe, "8kB") == allotted(found, recipe, "2k") == allot(found, 2000)
+    with pytest.raises(UserError, match="A budget of 0 trained numbers buys nothing"):
+        allotted(found, recipe, "3B")
 
 
 def test_table_and_picture_hold_every_layer() -> None:

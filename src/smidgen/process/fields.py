@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictFloat, StrictInt, StrictStr, ValidationInfo
+
+from smidgen.process.amounts import Unit, amount
 
 
 def source_path(value: str, info: ValidationInfo) -> str:
@@ -74,12 +77,43 @@ def plain(name: str) -> str:
     return name
 
 
+def counted(unit: Unit, example: str) -> Callable[[object], object]:
+    """Reads text as an amount of a unit, such as 600k; a number stays as it is."""
+
+    def read(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            found = amount(value)
+        except ValueError:
+            found = None
+        if found is None or found.unit != unit:
+            raise ValueError(f"must be {unit}, such as {example}.")
+        return int(found.value)
+
+    return read
+
+
+def plain_number(value: object) -> object:
+    """Text; a whole number may stand without quotes."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def budget(value: str) -> str:
+    """Text that says an amount."""
+    amount(value)
+    return value
+
+
 Text = Annotated[StrictStr, AfterValidator(filled)]
 Source = Annotated[Text, AfterValidator(source_path)]
 Sources = Annotated[tuple[Source, ...], BeforeValidator(several), AfterValidator(some)]
 ModelName = Annotated[Text, AfterValidator(model_name)]
 OutputFolder = Annotated[Text, AfterValidator(anchored)]
 Count = Annotated[StrictInt, Field(ge=1)]
+Numbers = Annotated[Count, BeforeValidator(counted("numbers", "600000 or 600k"))]
+Bytes = Annotated[Count, BeforeValidator(counted("bytes", "2000000000 or 2GB"))]
+Budget = Annotated[StrictStr, BeforeValidator(plain_number), AfterValidator(budget)]
 Sizes = Annotated[tuple[Count, ...], AfterValidator(ascending)]
 Name = Annotated[StrictStr, AfterValidator(plain)]
 Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]

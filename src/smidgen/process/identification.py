@@ -13,7 +13,6 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import heapq
-import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from torch import Tensor
 from smidgen import targets
 from smidgen.errors import UserError
 from smidgen.methods import LoRA
+from smidgen.process.amounts import amount
 from smidgen.process.batches import WholeEpochs
 from smidgen.process.encoding import pad_id
 from smidgen.process.job import Job, prepare, reopen
@@ -45,6 +45,8 @@ BATCHES = 16
 """Over which the gradient is averaged."""
 
 LARGEST_RANK = 64
+
+FP32_BYTES = 4
 
 RANK = 8
 """In the mean, where a budget does not say how many numbers may be trained."""
@@ -133,27 +135,6 @@ def _gradients(job: Job, places: Sequence[Place], batches: Sequence[Any]) -> dic
     return {name: weight.grad / len(batches) for name, weight in weights.items() if weight.grad is not None}
 
 
-def numbers_in(budget: str) -> int:
-    """How many trained numbers a budget has: "100k", "1.5M", or, of what is stored in fp32, "400kB" and "2 MB".
-
-    Raises:
-        UserError: it is no such number, or less than 1.
-    """
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([kKM]?)(B?)\s*", budget)
-    try:
-        number = float(found.group(1)) if found else 0.0
-    except ValueError:
-        number = 0.0
-    count = int(number * {"": 1, "K": 1000, "M": 1_000_000}[found.group(2).upper()]) if found else 0
-    count //= 4 if found and found.group(3) else 1
-    if count < 1:
-        raise UserError(
-            f"--budget {budget!r} is no number of parameters, such as 100k or 1.5M, of bytes, as 400kB, or of time, as "
-            "10min."
-        )
-    return count
-
-
 def allot(found: Sequence[Sensitivity], budget: int) -> Ranks:
     """The rank of each layer, a power of two or 0, that together have at most so many trained numbers.
 
@@ -183,24 +164,6 @@ def allot(found: Sequence[Sensitivity], budget: int) -> Ranks:
         least = min(layer.size for layer in found)
         raise UserError(f"A budget of {budget:,} trained numbers buys nothing: a rank of 1 needs {least:,} at least.")
     return ranks
-
-
-def seconds_in(budget: str) -> float | None:
-    """How many seconds of training a budget has, such as "90 s", "10 min" or "1.5 h"; None if it is of something else.
-
-    Raises:
-        UserError: it is no number above 0.
-    """
-    found = re.fullmatch(r"\s*(.*?)\s*(s|min|h)\s*", budget)
-    if found is None:
-        return None
-    try:
-        seconds = float(found.group(1)) * {"s": 1, "min": 60, "h": 3600}[found.group(2)]
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise UserError(f"--budget {budget!r} is no time, such as 90s, 10min or 1.5h.")
-    return seconds
 
 
 def allot_time(found: Sequence[Sensitivity], recipe: Recipe, seconds: float) -> Ranks:
@@ -238,20 +201,16 @@ def allot_time(found: Sequence[Sensitivity], recipe: Recipe, seconds: float) -> 
     return ranks_from(first)
 
 
-def check_budget(budget: str) -> None:
-    """Raise a UserError unless it is a budget of numbers, bytes or time."""
-    if seconds_in(budget) is None:
-        numbers_in(budget)
-
-
 def allotted(found: Sequence[Sensitivity], recipe: Recipe, budget: str) -> Ranks:
-    """The ranks that a budget buys, of numbers, bytes or time, as a person writes it.
+    """The ranks that a budget buys, of numbers, of the bytes that they take in fp32, or of time.
 
     Raises:
-        UserError: it is no budget, or buys nothing.
+        UserError: it buys nothing.
     """
-    seconds = seconds_in(budget)
-    return allot(found, numbers_in(budget)) if seconds is None else allot_time(found, recipe, seconds)
+    value, unit = amount(budget)
+    if unit == "seconds":
+        return allot_time(found, recipe, value)
+    return allot(found, int(value if unit == "numbers" else value / FP32_BYTES))
 
 
 def technique_of(

@@ -10,9 +10,12 @@ from pydantic import AfterValidator, Field, StrictBool, StrictFloat, model_valid
 
 from smidgen import files, manifest
 from smidgen.process.fields import (
+    Budget,
+    Bytes,
     Count,
     ModelName,
     Name,
+    Numbers,
     OutputFolder,
     Positive,
     Seed,
@@ -167,16 +170,16 @@ class ChooseConfig(Section):
     """What `choose` may spend, and what it looks for.
 
     Attributes:
-        trained: the most parameters that may be trained, the head among them; None: any number.
-        memory: the most bytes that a run may take at its peak; None: any number.
+        trained: the most parameters that may be trained, such as 600k, the head among them; None: any number.
+        memory: the most bytes that a run may take at its peak, such as 2GB; None: any number.
         minutes: of training, of all trials together; None: as many as the trials take.
         trials: entries that are tried, most of them for a part of the steps.
         goal: "best", the best validation score; or "smallest", the fewest trained parameters within `study.margin` of
             it.
     """
 
-    trained: Count | None = None
-    memory: Count | None = None
+    trained: Numbers | None = None
+    memory: Bytes | None = None
     minutes: Positive | None = None
     trials: Count = 27
     goal: Literal["best", "smallest"] = "best"
@@ -190,7 +193,7 @@ class IdentifyConfig(Section):
             `identify` and `process` choose no subset.
     """
 
-    budget: Text | None = None
+    budget: Budget | None = None
 
 
 class RefineConfig(Section):

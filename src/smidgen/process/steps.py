@@ -15,7 +15,7 @@ from smidgen.errors import UserError
 from smidgen.process import checkpoint, finding
 from smidgen.process.data import load_data
 from smidgen.process.finding import Chart, Finding, Line, Point
-from smidgen.process.identification import Ranks, Sensitivity, allotted, check_budget, identify, technique_of
+from smidgen.process.identification import Ranks, Sensitivity, allotted, identify, technique_of
 from smidgen.process.inspection import inspect_data
 from smidgen.process.job import prepare
 from smidgen.process.log import check_tracker
@@ -87,8 +87,6 @@ def _check(recipe: Recipe) -> None:
     several_seeds(recipe)
     if recipe.identify.budget is None:
         check_refinable(recipe.technique)
-    else:
-        check_budget(recipe.identify.budget)
 
 
 def _pretrain(recipe: Recipe) -> Finding:
