@@ -11,7 +11,7 @@ from rich.text import Text
 from smidgen.process.identification import Sensitivity
 from smidgen.report.svg import add, document
 
-_CELL_HEIGHT, _LEFT, _TOP = 26.0, 90.0, 64.0
+_CELL_HEIGHT, _LEFT, _TOP = 26.0, 90.0, 78.0
 _STYLE = (
     "text { font: 12px system-ui, sans-serif; fill: currentColor } .title { font-weight: 600 } .cell { fill: #2563eb }"
 )
@@ -20,10 +20,10 @@ _STYLE = (
 def as_table(found: Sequence[Sensitivity], ranks: Mapping[str, int] | None) -> Table:
     """A row for each block, the last on top, a column for each kind of layer: its share, and its rank if given."""
     cells, blocks, kinds = _grid(found)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("Block")
+    table = Table(box=None, pad_edge=False, caption=_legend(ranks), caption_justify="left")
+    table.add_column("Block", vertical="bottom")
     for name in _short(kinds):
-        table.add_column(Text(name), justify="right", overflow="fold")
+        table.add_column(Text(name.replace(".", ".\n")), justify="right", overflow="fold")
     for block in reversed(blocks):
         row = [_cell(cells.get((block, kind)), ranks) for kind in kinds]
         table.add_row(_number(block), *map(Text, row))
@@ -38,6 +38,7 @@ def as_picture(found: Sequence[Sensitivity], ranks: Mapping[str, int] | None, ti
     width, height = _LEFT + cell * len(kinds) + 8, _TOP + _CELL_HEIGHT * len(blocks) + 12
     svg = document(width, height, title=title, style=_STYLE)
     add(svg, "text", {"x": 8, "y": 20, "class": "title"}, title)
+    add(svg, "text", {"x": 8, "y": 38}, _legend(ranks))
     for column, name in enumerate(names):
         middle = _LEFT + (column + 0.5) * cell
         add(svg, "text", {"x": middle, "y": _TOP - 10, "text-anchor": "middle"}, name)
@@ -68,8 +69,12 @@ def _grid(found: Sequence[Sensitivity]) -> tuple[dict[tuple[str, str], Sensitivi
 def _cell(layer: Sensitivity | None, ranks: Mapping[str, int] | None) -> str:
     if layer is None:
         return ""
-    rank = "" if ranks is None else f"  r {ranks[layer.place]}"
-    return f"{100 * layer.share:.1f} %{rank}"
+    rank = 0 if ranks is None else ranks[layer.place]
+    return f"{100 * layer.share:.1f}" + (f" ({rank})" if rank else "")
+
+
+def _legend(ranks: Mapping[str, int] | None) -> str:
+    return "Parts of what there is to gain, in %" + ("" if ranks is None else "; in brackets the ranks bought")
 
 
 def _number(block: str) -> str:
