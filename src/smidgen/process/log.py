@@ -23,7 +23,7 @@ from smidgen.process.scores import perplexity
 from smidgen.report.numbers import Metric, short
 
 if TYPE_CHECKING:
-    from smidgen.process.train import Progress
+    from smidgen.process.progress import Progress
 
 LINES = 200
 """About how many steps of a run are logged."""
@@ -107,8 +107,9 @@ class Log:
         if progress.step % self.every == 0 or progress.step == self.steps:
             self._write({"epoch": progress.epoch // self.parts + 1, "step": progress.step, "loss": loss, "rate": rate})
 
-    def epoch(self, progress: Progress, point: dict[str, Any]) -> None:
-        """Tell of an epoch that is done and evaluated."""
+    def epoch(self, progress: Progress) -> None:
+        """Tell of an epoch that is done and judged."""
+        point = progress.curve[-1]
         self._write({key: value for key, value in point.items() if key != "seconds"})
         if self.console is not None:
             words = f"epoch {point['epoch']:g}: training loss {point['train_loss']:.4f}, validation loss "

@@ -32,9 +32,10 @@ from smidgen.process.only_one import only_one
 from smidgen.process.optimizer import Rates, rates_of
 from smidgen.process.parallel import in_main, this_process, whole
 from smidgen.process.pretrain_recipe import NewModel, PretrainRecipe
+from smidgen.process.progress import Progress
 from smidgen.process.run import begin, check_start
 from smidgen.process.scores import Scores, perplexity
-from smidgen.process.train import Progress, train
+from smidgen.process.train import train
 from smidgen.process.vocabulary import Objective
 
 if TYPE_CHECKING:

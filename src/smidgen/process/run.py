@@ -26,10 +26,11 @@ from smidgen.process.memory import peak_memory, told_when_it_runs_out
 from smidgen.process.models import class_names
 from smidgen.process.only_one import only_one
 from smidgen.process.parallel import get_weights, this_process
+from smidgen.process.progress import Progress
 from smidgen.process.run_recipe import RunRecipe, refuse_own
 from smidgen.process.scores import Scores
 from smidgen.process.shelf import Shelf
-from smidgen.process.train import Progress, train
+from smidgen.process.train import train
 
 
 def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from smidgen.process.models import gradient_checkpointing
 from smidgen.process.onednn import exact_onednn
 from smidgen.process.optimizer import Rates, make_optimizer, set_rates
 from smidgen.process.probe import Probe
+from smidgen.process.progress import Progress
 from smidgen.process.run_recipe import RunRecipe, TrainingConfig
 from smidgen.process.scores import Scores
 from smidgen.process.signals import stoppable
@@ -37,44 +38,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from smidgen.adapter import Adapter
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where a run is, and what it has gathered; it is saved with a checkpoint.
-
-    Attributes:
-        epoch: the current epoch, or part of one, from 0; so are the other epochs here.
-        position: batches of it that are done.
-        step: optimizer steps that are done.
-        seconds: time spent in training steps.
-        tokens: real tokens trained on.
-        epoch_loss: the sum of the losses of the current epoch's steps.
-        best_score: the best validation score so far; higher is better.
-        best_loss: the validation loss then, which decides between equal scores.
-        best_epoch: the epoch that is kept: of those with this score, the one with the lowest loss. Epochs before a
-            technique's schedule has come to its end are no candidates.
-        score_epoch: when the score was first reached, from which patience counts.
-        probe_loss: the loss of the probe before the first step; None: there is no probe.
-        is_forgotten: whether it has risen by more than it may.
-        curve: one point an epoch.
-        log_bytes: the log's length.
-    """
-
-    epoch: int = 0
-    position: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
-    epoch_loss: float = 0.0
-    best_score: float | None = None
-    best_loss: float | None = None
-    best_epoch: int = 0
-    score_epoch: int = 0
-    probe_loss: float | None = None
-    is_forgotten: bool = False
-    curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    log_bytes: int = 0
 
 
 def train(
@@ -135,10 +98,9 @@ def train(
 
     recomputing = gradient_checkpointing(model, config.gradient_checkpointing)
     compiled = compiled_blocks(model, config.compile)
-    metric = metric_named(recipe.metric)
-    log = Log(folder, config, metric, progress, parts=data.parts, steps=steps, quiet=quiet)
+    log = Log(folder, config, metric_named(recipe.metric), progress, parts=data.parts, steps=steps, quiet=quiet)
     with log, stoppable() as stop, recomputing, compiled:
-        while (progress.step < steps or progress.position) and not _is_over(progress, config, data.parts):
+        while (progress.step < steps or progress.position) and not progress.is_over(config.patience, data.parts):
             rows, batches = data.rows(progress.epoch), data.batches(progress.epoch)
             model.train()
             if frozen is not None and steps > epoch_steps:
@@ -169,22 +131,10 @@ def train(
                     saver.save(progress, best, log)
                 if stops:
                     raise _interrupted(progress, steps, recipe)
-            scores = evaluate()
-            point = _point(progress, data.parts, scores, recipe.metric)
-            progress.curve.append(point)
-            if probe is not None and progress.probe_loss is not None:
-                point["probe_loss"] = probe.loss()
-                progress.is_forgotten = probe.is_forgotten(progress.probe_loss, point["probe_loss"])
-            loss = float(scores["loss"])
-            score = -loss if metric.lower_is_better else float(scores[recipe.metric])
-            if progress.best_score is None or score > progress.best_score:
-                progress.score_epoch = progress.epoch
-            if not progress.is_forgotten and is_settled(adapter) and _is_better(score, loss, progress):
-                progress.best_score, progress.best_loss = score, loss
-                progress.best_epoch = progress.epoch
+            if progress.judge(evaluate(), recipe.metric, parts=data.parts, probe=probe, is_settled=is_settled(adapter)):
                 best = parallel.get_weights(adapter)
-            log.epoch(progress, point)
-            progress.epoch, progress.position, progress.epoch_loss = progress.epoch + 1, 0, 0.0
+            log.epoch(progress)
+            progress.next_epoch()
         if progress.step < steps:  # it is over before
             saver.save(progress, best, log)
         if parallel.summed(bool(stop))[0]:
@@ -257,30 +207,6 @@ def _check_finite(loss: float, norm: float, step: int, rate: float) -> None:
         f"The {what} at step {step + 1}, with learning rate {rate:.2g}. Lower training.learning_rate, lengthen "
         "training.warmup, or use training.precision=fp32 if it is bf16."
     )
-
-
-def _is_better(score: float, loss: float, progress: Progress) -> bool:
-    if progress.best_score is None or progress.best_loss is None:
-        return True
-    return (score, -loss) > (progress.best_score, -progress.best_loss)
-
-
-def _point(progress: Progress, parts: int, scores: Scores, metric: str) -> dict[str, Any]:
-    whole, rest = divmod(progress.epoch + 1, parts)
-    return {
-        "epoch": whole + rest / parts if rest else whole,
-        "step": progress.step,
-        "seconds": progress.seconds,
-        "train_loss": progress.epoch_loss / max(1, progress.position),
-        "validation_loss": scores["loss"],
-        "validation_score": scores[metric],
-    }
-
-
-def _is_over(progress: Progress, config: TrainingConfig, parts: int) -> bool:
-    """Whether there is no epoch to come: too much is forgotten, or patience is at its end."""
-    is_patient = config.patience is None or progress.epoch - progress.score_epoch <= config.patience * parts
-    return progress.is_forgotten or not is_patient
 
 
 class _Saver:
