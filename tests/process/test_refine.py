@@ -55,8 +55,19 @@ def test_the_test_split_is_scored_for_the_start_and_the_end_alone(refined: tuple
     path, history = refined
     last = [entry for entry in history if entry["kept"]][-1]
     known = {TechniqueSpec.parse(entry["entry"]).slug for entry in (history[0], last)}
-    scored = {file.parent.name.rpartition("-s")[0] for file in (path.parent / "out" / "refine").glob("*/test.json")}
+    scored = {
+        file.parent.name.rpartition("-s")[0]
+        for file in (path.parent / "out").glob("r*/*/metrics.json")
+        if json.loads(file.read_text())["test"] is not None or (file.parent / "test.json").exists()
+    }
     assert scored == known
+
+
+def test_the_start_is_the_run_of_compare(refined: tuple[Path, list[dict]]) -> None:
+    path, history = refined
+    start = TechniqueSpec.parse(history[0]["entry"]).slug
+    assert sorted(folder.name for folder in (path.parent / "out" / "runs").iterdir()) == [f"{start}-s0", f"{start}-s1"]
+    assert not list((path.parent / "out" / "refine").glob(f"{start}-s*"))
 
 
 def test_the_refined_recipe_has_what_was_kept(refined: tuple[Path, list[dict]]) -> None:
@@ -79,7 +90,8 @@ def test_what_proves_better_is_kept_and_goes_on_from_there(tmp_path: Path, monke
 
 def ranks_of(folder: Path, entry: Any) -> dict[int, int]:
     """How many layers of a finished run have each rank."""
-    adapter = reopen(folder / "out" / "refine" / f"{TechniqueSpec.parse(entry).slug}-s0").adapter
+    (run,) = (folder / "out").glob(f"r*/{TechniqueSpec.parse(entry).slug}-s0")
+    adapter = reopen(run).adapter
     counts: dict[int, int] = {}
     for method, places in zip(adapter.methods, adapter.places, strict=True):
         counts[method.rank] = counts.get(method.rank, 0) + len(places)

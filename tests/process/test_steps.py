@@ -11,6 +11,7 @@ from smidgen.errors import UserError
 from smidgen.process.finding import Finding
 from smidgen.process.recipe import load_recipe
 from smidgen.process.steps import take_steps
+from smidgen.process.technique import TechniqueSpec
 from tests.process.tiny import WORDS, save_recipe
 
 pytestmark = pytest.mark.usefixtures("runs_here")
@@ -55,6 +56,16 @@ def test_every_step_has_its_section(taken: tuple[Path, dict[str, Finding]]) -> N
     for step, own in found.items():
         assert f'<h2 id="{step}">{own.title}</h2>' in page
         assert own.answer
+
+
+def test_what_is_refined_is_what_was_compared(taken: tuple[Path, dict[str, Finding]]) -> None:
+    path, found = taken
+    start = TechniqueSpec.parse(found["refinement"].rows[0]["entry"]).slug
+    out = path.parent / "out"
+    assert {folder.name for folder in (out / "runs").iterdir()} == {
+        f"{s}-s{n}" for s in ("full", start) for n in (0, 1)
+    }
+    assert not list((out / "refine").glob(f"{start}-s*"))
 
 
 def test_each_step_works_on_what_the_one_before_has_made(taken: tuple[Path, dict[str, Finding]]) -> None:

@@ -20,12 +20,12 @@ from smidgen.process import finding
 from smidgen.process.candidates import candidates
 from smidgen.process.data import load_data
 from smidgen.process.finding import Chart, Finding, Line, Point
+from smidgen.process.late_scores import scores_on
 from smidgen.process.log import check_tracker
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import POLL_SECONDS, steps_of
 from smidgen.process.search import FACTOR, RUNGS, WIDTH, Search, alive
 from smidgen.process.technique import TechniqueSpec
-from smidgen.process.tested import test_scores
 from smidgen.process.trainer import Tell, Trainer
 from smidgen.report import numbers
 from smidgen.report.findings import write_findings
@@ -129,7 +129,7 @@ def _end(search: Search) -> Choice:
     trained = {trial.number: int(trial.user_attrs.get("trained", 0)) for trial in trials}
     number = _winner(complete, trained, recipe)
     entry, folder = next((t.user_attrs["entry"], t.user_attrs["folder"]) for t in trials if t.number == number)
-    test = test_scores(search.run(TechniqueSpec.parse(entry), RUNGS - 1, folder).folder)
+    test = scores_on(search.run(TechniqueSpec.parse(entry), RUNGS - 1, folder).folder, "test")
     choice = Choice(
         entry=entry,
         validation=complete[number],

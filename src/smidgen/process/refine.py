@@ -22,14 +22,14 @@ from smidgen.process.data import load_data
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.identification import Ranks, Sensitivity, identify, technique_of
 from smidgen.process.job import reopen
+from smidgen.process.late_scores import scores_on
 from smidgen.process.log import check_tracker
 from smidgen.process.only_one import only_one
 from smidgen.process.recipe import Recipe
-from smidgen.process.runs import Metrics, Run
+from smidgen.process.runs import Run
 from smidgen.process.statistics import beyond_chance
 from smidgen.process.studies.words import several_seeds
 from smidgen.process.technique import TechniqueSpec
-from smidgen.process.tested import test_scores
 from smidgen.process.trainer import Tell, Trainer
 from smidgen.report.findings import write_findings
 from smidgen.report.numbers import count, metric_named
@@ -104,8 +104,9 @@ def _rounds(recipe: Recipe, trainer: Trainer) -> list[Round]:
     if None in now:
         raise UserError(f"The start cannot be trained: {'; '.join(trainer.failures.values())}")
     spec, ranks = recipe.technique, _ranks_of(recipe)
-    best = [metrics for metrics in now if metrics is not None]
-    history = [Round("the start", spec.written(), best[0]["trained"], _mean(best, recipe))]
+    best = _validated(recipe, spec)
+    trained = [metrics["trained"] for metrics in now if metrics is not None]
+    history = [Round("the start", spec.written(), trained[0], _mean(best, recipe))]
     sensitivities: list[Sensitivity] = []
     waiting = list(CHANGES)
     while waiting and len(history) <= recipe.refine.rounds:
@@ -118,27 +119,35 @@ def _rounds(recipe: Recipe, trainer: Trainer) -> list[Round]:
         results = [metrics for metrics in trainer.train(_runs(recipe, entry)) if metrics is not None]
         if len(results) < len(recipe.seeds):
             continue
-        ours, theirs = ([metrics["validation"] for metrics in found] for found in (results, best))
-        low, high = beyond_chance(ours, theirs, recipe.metric, level=1 - 0.05 / recipe.refine.rounds)
+        scores = _validated(recipe, entry)
+        low, high = beyond_chance(scores, best, recipe.metric, level=1 - 0.05 / recipe.refine.rounds)
         kept = high < 0 if metric.lower_is_better else low > 0
-        score = _mean(results, recipe)
+        score = _mean(scores, recipe)
         more = score - _mean(best, recipe)
         history.append(Round(name, entry.written(), results[0]["trained"], score, more, (low, high), kept))
         if kept:
-            spec, ranks, best, sensitivities = entry, changed, results, []
+            spec, ranks, best, sensitivities = entry, changed, scores, []
             waiting = [name, *(other for other in CHANGES if other != name)]  # what helped may help again
     return history
 
 
 def _runs(recipe: Recipe, spec: TechniqueSpec) -> list[Run]:
+    """A run for each seed; the start's are those of `smidgen compare`, since its test is scored in any case."""
+    if spec == recipe.technique:
+        return [Run.of(recipe, spec, seed) for seed in recipe.seeds]
     return [
         Run.of(recipe, spec, seed, folder=f"refine/{spec.slug}-s{seed}", changes={"score_test": False})
         for seed in recipe.seeds
     ]
 
 
-def _mean(found: Sequence[Metrics], recipe: Recipe) -> float:
-    return float(np.mean([metrics["validation"][recipe.metric] for metrics in found]))
+def _validated(recipe: Recipe, spec: TechniqueSpec) -> list[dict[str, Any]]:
+    """The scores of each seed on the validation rows."""
+    return [scores_on(run.folder, "validation") for run in _runs(recipe, spec)]
+
+
+def _mean(scores: Sequence[Mapping[str, Any]], recipe: Recipe) -> float:
+    return float(np.mean([own[recipe.metric] for own in scores]))
 
 
 def _ranks_of(recipe: Recipe) -> Ranks:
@@ -212,7 +221,7 @@ CHANGES: dict[str, Callable[[Ranks, Sequence[Sensitivity]], Ranks | None]] = {
 def _tested(recipe: Recipe, entry: Round) -> list[float]:
     """The test scores of a round's seeds, which are measured when all is decided."""
     runs = _runs(recipe, TechniqueSpec.parse(entry.entry))
-    return [float(test_scores(run.folder)[recipe.metric]) for run in runs]
+    return [float(scores_on(run.folder, "test")[recipe.metric]) for run in runs]
 
 
 def _finding(recipe: Recipe, history: Sequence[Round], tests: Mapping[str, Sequence[float]]) -> Finding:
