@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from smidgen.delta import Delta
 from smidgen.hooks import active_deltas
+from smidgen.modes import looking
 from smidgen.targets import Place, choose_blocks
 from smidgen.threads import PerThread
 
@@ -209,14 +210,10 @@ def watch(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[tuple[nn.Mo
     """Run the model on one row: each attention that ran, its keys and values, (1, heads, length, head size)."""
     before = model.config._attn_implementation
     install(model)
-    training = [module for module in model.modules() if module.training]
     try:
-        model.eval()
-        with torch.no_grad(), _watching() as seen:
+        with looking(model), _watching() as seen:
             model.base_model(**inputs)  # a head may want more of them, such as an end of text
     finally:
-        for module in training:
-            module.training = True
         if before != model.config._attn_implementation:
             uninstall(model)
     return seen

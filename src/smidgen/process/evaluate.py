@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.layers import is_sharded
+from smidgen.modes import evaluating
 from smidgen.placeholders import IGNORED
 from smidgen.process.batches import by_length, collate
 from smidgen.process.encoding import Encoded
-from smidgen.process.evaluating import evaluating
 from smidgen.process.models import autocast, logits
 from smidgen.process.onednn import exact_onednn
 from smidgen.process.parallel import in_turns

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from smidgen.hooks import active_deltas
-from smidgen.process.evaluating import evaluating
+from smidgen.modes import looking
 from smidgen.targets import blocks, find
 
 if TYPE_CHECKING:
@@ -76,11 +76,10 @@ def _tried(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Layers:
     except ValueError:  # experts, or an attention whose layers have other names
         return {}
     block = model.get_submodule(blocks(model)[0][-1])
-    devices = [model.device] if model.device.type == "cuda" else []
     mask = inputs["attention_mask"].clone()
     mask[:1, -1:] = 0
     padded = {**inputs, "attention_mask": mask}
-    with torch.no_grad(), torch.random.fork_rng(devices), evaluating(model):
+    with looking(model):
         expected = model(**padded).logits
         with contextlib.ExitStack() as stack:
             stack.callback(block.register_forward_hook(_without_first).remove)

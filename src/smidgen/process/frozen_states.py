@@ -21,9 +21,9 @@ import transformers
 from smidgen import __version__
 from smidgen.errors import UserError
 from smidgen.layers import is_causal, is_sharded
+from smidgen.modes import chance_kept, evaluating
 from smidgen.process.batches import by_length, collate
 from smidgen.process.encoding import Encoded
-from smidgen.process.evaluating import evaluating
 from smidgen.process.models import autocast
 from smidgen.process.onednn import exact_onednn
 from smidgen.process.parallel import this_process
@@ -180,7 +180,7 @@ class FrozenStates:
         assert self._trunk is not None
         found = []
         for seed in range(2):
-            with torch.random.fork_rng([self.model.device] if self.model.device.type == "cuda" else []):
+            with chance_kept(self.model):
                 torch.manual_seed(seed)
                 found.append(self._trunk.states(inputs))
         return bool(torch.equal(*found))

@@ -15,13 +15,13 @@ from smidgen import files, manifest
 from smidgen.adapter import Adapter
 from smidgen.attaching import attach, load
 from smidgen.errors import UserError
+from smidgen.modes import looking
 from smidgen.process import checkpoint
 from smidgen.process import predict as prediction
 from smidgen.process.batches import collate
 from smidgen.process.data import Example, TaskData, load_data, read_examples
 from smidgen.process.encoding import Encoded, encode, pad_id
 from smidgen.process.evaluate import evaluate, generate, longest_answer
-from smidgen.process.evaluating import evaluating
 from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.memory import told_when_it_runs_out
 from smidgen.process.models import class_names, kind, load_model, longest_text
@@ -279,7 +279,7 @@ def _last_states(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rec
     most = recipe.data.max_length or longest_text(model, tokenizer)
     rows = [Encoded(ids, 0) for ids in tokenizer(texts, truncation=True, max_length=most)["input_ids"]]
     inputs = collate(rows, pad_id(tokenizer))
-    with torch.no_grad(), evaluating(model):
+    with looking(model):
         states: Tensor = model.base_model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])[0]
     return states
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smidgen.modes import chance_kept, modes_kept
 from smidgen.process.compiling import compiled_blocks
 from smidgen.process.encoding import Encoded
-from smidgen.process.evaluating import modes_kept
 from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.memory import peak_memory
 from smidgen.process.models import gradient_checkpointing
@@ -157,8 +157,7 @@ def padded(lengths: Sequence[int], batch: Sequence[int], more: int) -> int:
 def _undone(model: PreTrainedModel, adapter: Adapter) -> Iterator[None]:
     """Whatever is done inside leaves the weights, the mode, the gradients and the random state as they were."""
     state = adapter.state()
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), modes_kept(model):
+    with chance_kept(model), modes_kept(model):
         model.train()
         try:
             yield

@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from smidgen.layers import is_sharded
+from smidgen.modes import looking
 from smidgen.placeholders import IGNORED
-from smidgen.process.evaluating import evaluating
 from smidgen.process.models import autocast, logits
 from smidgen.trunk import computing
 
@@ -50,8 +50,7 @@ def plain_head(model: PreTrainedModel, batch: Mapping[str, Tensor], precision: s
         labels = torch.full_like(batch["labels"], IGNORED).flatten()
         labels[known] = batch["labels"].flatten()[known]
         few = {**batch, "labels": labels.view_as(batch["labels"])}
-        devices = [model.device] if model.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices), evaluating(model):
+        with looking(model):
             expected = logits(model, few, precision)
             with computing([head], lambda states: states):
                 states = logits(model, few, precision)
