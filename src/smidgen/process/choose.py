@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +175,7 @@ def _finding(choice: Choice, trials: Sequence[FrozenTrial], metric_name: str) ->
         ],
         chart=Chart(
             kind="lines",
-            title=f"Validation {metric.word} over the part of the steps",
+            title=f"Validation {metric.word} over the part of the steps; beside each entry its size and learning rate",
             across="Part of the steps, %",
             up=metric.heading,
             is_logarithmic=True,
@@ -183,7 +183,7 @@ def _finding(choice: Choice, trials: Sequence[FrozenTrial], metric_name: str) ->
             lines=[
                 Line(
                     words_of(row["entry"]),
-                    words_of(row["entry"]),
+                    _brief(row["entry"]),
                     [
                         Point(100 / FACTOR ** (RUNGS - 1 - rung), metric.shown(score))
                         for rung, score in enumerate(row["validation"])
@@ -203,12 +203,22 @@ def _finding(choice: Choice, trials: Sequence[FrozenTrial], metric_name: str) ->
 
 def words_of(entry: Any) -> str:
     """An entry of a recipe on one line: lora, rank 16, learning rate 0.001."""
-    parts = entry if isinstance(entry, list) else [entry]
-    mappings = [{"name": part} if isinstance(part, str) else part for part in parts]
-    options = [
-        [f"{key.replace('_', ' ')} {value}" for key, value in part.items() if key != "name"] for part in mappings
-    ]
-    return " + ".join(", ".join([part["name"], *own]) for part, own in zip(mappings, options, strict=True))
+    return " + ".join(
+        ", ".join([name, *(f"{key.replace('_', ' ')} {value}" for key, value in options.items())])
+        for name, options in _parts(entry)
+    )
+
+
+def _brief(entry: Any) -> str:
+    """An entry where there is little room: lora 16 0.001."""
+    return " + ".join(" ".join([name, *map(str, options.values())]) for name, options in _parts(entry))
+
+
+def _parts(entry: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name and the options of each technique of an entry."""
+    for part in entry if isinstance(entry, list) else [entry]:
+        options = {"name": part} if isinstance(part, str) else dict(part)
+        yield options.pop("name"), options
 
 
 def _winner(scores: Mapping[int, float], trained: Mapping[int, int], recipe: Recipe) -> int:
