@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from types import NoneType
-from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -242,6 +242,16 @@ class Method:
     def virtual_tokens(self) -> int:
         """How many positions the technique takes from the text."""
         return 0
+
+    def resized(self, option: str, size: int) -> dict[str, Any]:
+        """The options with another size, such as a rank, whose alpha grows with it, so that the update's scale stays.
+
+        Args:
+            option: the one that says the size.
+            size: its new value.
+        """
+        alpha: float | None = getattr(self, "alpha", None) if option == "rank" else None
+        return {option: size} | ({} if alpha is None else {"alpha": alpha * size / getattr(self, option)})
 
     def summary(self) -> str:
         """The hyperparameters on one line, for people."""

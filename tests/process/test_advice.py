@@ -14,6 +14,7 @@ def row(name: str, score: float, **more: Any) -> dict[str, Any]:
         "name": name,
         "title": name.title(),
         "status": "done",
+        "validation": more.pop("validation", score),
         "score": score,
         "difference": more.pop("difference", None),
         "difference_low": more.pop("low", None),
@@ -32,7 +33,7 @@ def test_the_best_within_a_point_is_recommended_with_its_difference_and_cost() -
     rows = [FULL, row("lora", 0.895, difference=-0.005, low=-0.02, high=0.01), row("head", 0.70, difference=-0.20)]
     name, words = advise(rows, "accuracy", "full", test_rows=1000)
     assert name == "lora"
-    assert "Use Lora: accuracy 89.5 %, 0.5 below full fine-tuning" in words
+    assert "Use Lora, the best on the validation rows: accuracy 89.5 % on the test rows, 0.5 below full" in words
     assert "cannot tell the two apart" in words
     assert "1.0 % of the parameters and takes 1 MB a task" in words
 
@@ -51,7 +52,7 @@ def test_a_much_smaller_one_within_a_point_is_named_too() -> None:
     name, words = advise(rows, "accuracy", "full", test_rows=1000)
     assert name == "lora"
     assert "the same as full fine-tuning" in words
-    assert "The smallest within 1 point of full fine-tuning is Prompt: accuracy 89.3 %, 30 kB a task." in words
+    assert "The smallest within 1 point of full fine-tuning there is Prompt: accuracy 89.3 %, 30 kB a task." in words
 
 
 def test_a_test_split_that_cannot_show_a_point_is_said_to_be_too_small() -> None:
@@ -64,7 +65,7 @@ def test_a_test_split_that_cannot_show_a_point_is_said_to_be_too_small() -> None
 def test_nothing_within_a_point_recommends_nothing() -> None:
     name, words = advise([FULL, row("lora", 0.85, difference=-0.05)], "accuracy", "full", test_rows=1000)
     assert name is None
-    assert "No technique comes within 1 point of full fine-tuning (accuracy 90.0 %)" in words
+    assert "No technique comes within 1 point of full fine-tuning on the validation rows" in words
     assert "The nearest is Lora" in words
 
 
@@ -78,7 +79,17 @@ def test_a_loss_is_better_when_lower() -> None:
     rows = [row("full", 2.0), row("lora", 1.9, difference=-0.1), row("head", 2.5, difference=0.5)]
     name, words = advise(rows, "loss", "full", test_rows=1000)
     assert name == "lora"
-    assert "loss 1.900, 0.100 below full fine-tuning" in words
+    assert "loss 1.900 on the test rows, 0.100 below full fine-tuning" in words
+
+
+def test_the_validation_rows_choose_and_the_test_rows_judge() -> None:
+    lucky = row("lora", 0.92, validation=0.89, difference=0.02)
+    better = row("houlsby", 0.90, validation=0.91, difference=0.0)
+    near = row("head", 0.895, validation=0.85, difference=-0.005)
+    name, words = advise([FULL, lucky, better, near], "accuracy", "full", test_rows=1000)
+    assert name == "houlsby"
+    assert "accuracy 90.0 % on the test rows" in words
+    assert advise([FULL, near], "accuracy", "full", test_rows=1000)[0] is None
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,15 @@ def test_a_search_of_another_recipe_is_refused(chosen: tuple[Path, dict[str, Any
 def test_the_goal_decides(tmp_path: Path, goal: str, number: int) -> None:
     recipe = load_recipe(save_recipe(tmp_path, RECIPE), [f"choose.goal={goal}"])
     scores, trained = {0: 0.80, 1: 0.95, 2: 0.945, 3: 0.93}, {0: 10, 1: 1000, 2: 100, 3: 5}
-    assert _winner(scores, trained, recipe) == number
+    losses = dict.fromkeys(scores, 0.5)
+    assert _winner(scores, losses, trained, recipe) == number
+
+
+def test_a_point_is_within_a_point_and_a_loss_decides_between_equal_scores(tmp_path: Path) -> None:
+    recipe = load_recipe(save_recipe(tmp_path, RECIPE), ["choose.goal=smallest"])
+    assert _winner({0: 0.87, 1: 0.86}, {0: 0.5, 1: 0.5}, {0: 100, 1: 10}, recipe) == 1  # 0.87 - 0.86 is above 0.01
+    recipe = load_recipe(save_recipe(tmp_path, RECIPE))
+    assert _winner({0: 0.87, 1: 0.87}, {0: 0.4, 1: 0.5}, {0: 100, 1: 10}, recipe) == 0
 
 
 def test_a_rate_and_a_size_that_are_given_stay(tmp_path: Path) -> None:

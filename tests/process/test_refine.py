@@ -144,3 +144,28 @@ def test_what_the_entry_says_beside_ranks_and_layers_stays(tmp_path: Path) -> No
         "targets": first["targets"],
     }
     assert (second["rank"], second["alpha"]) == (8, 3.0)
+
+
+@pytest.mark.parametrize("name", ["lora", "rslora", "dora", "loha", "lora-plus"])
+def test_another_rank_keeps_the_scale_of_the_update(name: str) -> None:
+    like = TechniqueSpec.parse([{"name": name, "rank": 2, "alpha": 8.0}, {"name": name, "rank": 4}])
+    entries = technique_of(LAYERS, {"a": 4, "b": 8}, like=like, owners={"a": 0, "b": 1})
+    for entry, part in zip(entries, like.parts, strict=True):
+        before, after = part.method(), TechniqueSpec.parse(entry).methods()[0]
+        root = name == "rslora"  # whose scale is made to fall with the rank's root
+        assert after.alpha == (before.alpha if root else before.alpha * after.rank / before.rank)
+
+
+def test_adalora_s_first_rank_grows_with_its_last() -> None:
+    (entry,) = technique_of(LAYERS, {"a": 16}, like=TechniqueSpec.parse("adalora"))
+    assert (entry["rank"], entry["start_rank"], entry["alpha"]) == (16, 24, 32.0)
+
+
+def test_layers_that_cannot_be_changed_alone_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    path = save_recipe(tmp_path, RECIPE)
+    outside = [{"name": "lora", "rank": 2, "targets": "dense"}]
+    with pytest.raises(UserError, match=r"layers inside the blocks, and bert\.pooler\.dense is outside"):
+        refine(load_recipe(path, [f"technique={json.dumps(outside)}"]), command="")
+    with pytest.raises(UserError, match="here every run begins anew"):
+        refine(load_recipe(path, ["start=elsewhere"]), command="")
+    assert not (tmp_path / "out" / "runs").exists()

@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 
 from smidgen.errors import UserError
+from smidgen.process.compare import compare
 from smidgen.process.finding import Finding
 from smidgen.process.recipe import load_recipe
 from smidgen.process.studies import STUDIES
@@ -222,8 +223,10 @@ def test_finished_runs_of_another_recipe_are_not_lost(tmp_path: Path) -> None:
     study(load_recipe(path, ["seeds=[0, 1]", "compare=[full, lora]"]), "parity", command="", tell=told.append)
     assert [bool(re.search(r"of 4: runs/.*, about .* left$", line)) for line in told] == [True, True, True, False]
     before = {file: file.read_bytes() for file in (tmp_path / "out" / "runs").glob("*/metrics.json")}
-    with pytest.raises(UserError, match="holds finished runs of another recipe .* runs/full-s0 and 3 more"):
+    with pytest.raises(UserError, match="runs/full-s0 and 3 more: finished runs of another recipe"):
         study(load_recipe(path, ["training.epochs=1", "compare=[full, lora]"]), "parity", command="")
+    with pytest.raises(UserError, match="runs/full-s0 and 3 more: finished runs of another recipe"):
+        compare(load_recipe(path, ["training.epochs=1", "seeds=[0, 1]", "compare=[full, lora]"]), command="")
     assert {file: file.read_bytes() for file in before} == before
 
 

@@ -17,6 +17,7 @@ rank; and the schedule's lengths are shares of the steps.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -90,6 +91,11 @@ class AdaLoRA(Method):
             )
         if self.orthogonality < 0:
             raise ValueError(f"{self.title}'s orthogonality must be at least 0, got {self.orthogonality}.")
+
+    def resized(self, option: str, size: int) -> dict[str, Any]:
+        """The options with another mean rank; the rank at the start grows with it."""
+        more = {"start_rank": math.ceil(self.start_rank * size / self.rank)} if option == "rank" else {}
+        return super().resized(option, size) | more
 
     def build_all(self, model: PreTrainedModel, places: Sequence[Place]) -> list[Delta]:
         """The deltas of all layers, with the start rank or, saved, the one that was found for each."""

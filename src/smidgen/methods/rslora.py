@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from smidgen.delta import Method
 from smidgen.methods.low_rank import LowRankDelta, check_low_rank, check_rank
@@ -44,6 +44,10 @@ class RsLoRA(Method):
     def check(self) -> None:
         """Raise a ValueError that names the field."""
         check_low_rank(self.title, rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets)
+
+    def resized(self, option: str, size: int) -> dict[str, Any]:
+        """The options with another rank; alpha stays, which is what the scale by its root is for."""
+        return {option: size}
 
     def build(self, place: Place) -> LowRankDelta:
         """The delta for one linear layer."""

@@ -11,17 +11,15 @@ from smidgen.report.numbers import MINUS, Metric, metric_named
 MARGIN = 0.01
 """What counts as as good as full fine-tuning: a point of accuracy, or 1 % of its loss."""
 
-ROUNDING = 1e-9
-"""What a difference of two scores may be off by: 0.87 - 0.86 is above 0.01."""
-
 Row = dict[str, Any]
 
 
 def advise(techniques: Sequence[Row], metric_name: str, baseline: str, *, test_rows: int) -> tuple[str | None, str]:
     """Choose a technique and say why.
 
-    The choice is the best-scoring one that is no full fine-tuning and, where full fine-tuning was measured, within a
-    point of it; whether the test rows can tell the two apart is said as well.
+    The choice is the best on the validation rows that is no full fine-tuning and, where full fine-tuning was measured,
+    within a point of it there. What it then scores on the test rows, by which nothing was chosen, is said, and whether
+    these can tell it from full fine-tuning.
 
     Args:
         techniques: the `techniques` of compare.json, those that are done with their numbers.
@@ -46,44 +44,38 @@ def _chosen(techniques: Sequence[Row], metric_name: str, baseline: str) -> tuple
     metric = metric_named(metric_name)
     done = [row for row in techniques if row["status"] == "done"]
     full = next((row for row in done if row["name"] == baseline), None)
-    others = sorted((row for row in done if row is not full), key=lambda row: _badness(row, metric))
+    others = sorted(
+        (row for row in done if row is not full), key=lambda row: (-metric.good(row["validation"]), row["trained"])
+    )
     if not others:
         return None, "No technique but full fine-tuning was measured." if full else "No technique was measured."
     best = others[0]
     if full is None:
         return best["name"], (
-            f"{best['title']} scores best: {_scored(best, metric)}, training {numbers.percent(best['share'])} of the "
-            "parameters. Add full to the compared techniques to see what full fine-tuning would give."
+            f"{best['title']} is the best on the validation rows: {_scored(best, metric)} on the test rows, training "
+            f"{numbers.percent(best['share'])} of the parameters. Add full to the compared techniques to see what full "
+            "fine-tuning would give."
         )
-    within = [row for row in others if -_gain(row, metric) <= _margin(full, metric) + ROUNDING]
+    within = [row for row in others if metric.is_as_good(row["validation"], full["validation"], MARGIN)]
     if not within:
         return None, (
-            f"No technique comes within {_margin_words(metric)} of full fine-tuning ({_scored(full, metric)}) in this "
-            f"budget. The nearest is {best['title']}: {_scored(best, metric)}, for {_cost(best)}. Train longer, or "
-            "raise its size, before giving it up."
+            f"No technique comes within {_margin_words(metric)} of full fine-tuning on the validation rows in this "
+            f"budget. The nearest is {best['title']}: {_scored(best, metric)} on the test rows, where full fine-tuning "
+            f"has {metric.score(full['score'])}, for {_cost(best)}. Train longer, or raise its size, before giving it "
+            "up."
         )
     chosen = within[0]
-    advice = f"Use {chosen['title']}: {_scored(chosen, metric)}, {_against(chosen, metric)}. It trains {_cost(chosen)}."
-    smallest = min(within, key=lambda row: (row["disk_bytes"], _badness(row, metric)))
+    advice = (
+        f"Use {chosen['title']}, the best on the validation rows: {_scored(chosen, metric)} on the test rows, "
+        f"{_against(chosen, metric)}. It trains {_cost(chosen)}."
+    )
+    smallest = min(within, key=lambda row: row["disk_bytes"])
     if smallest["disk_bytes"] < chosen["disk_bytes"] / 2:
         advice += (
-            f" The smallest within {_margin_words(metric)} of full fine-tuning is {smallest['title']}: "
+            f" The smallest within {_margin_words(metric)} of full fine-tuning there is {smallest['title']}: "
             f"{_scored(smallest, metric)}, {numbers.size(smallest['disk_bytes'])} a task."
         )
     return chosen["name"], advice
-
-
-def _gain(row: Row, metric: Metric) -> float:
-    """How much better than full fine-tuning."""
-    return float(-row["difference"] if metric.lower_is_better else row["difference"])
-
-
-def _badness(row: Row, metric: Metric) -> tuple[float, float]:
-    return (row["score"] if metric.lower_is_better else -row["score"]), row["trained"]
-
-
-def _margin(full: Row, metric: Metric) -> float:
-    return MARGIN if metric.percent else MARGIN * float(full["score"])
 
 
 def _margin_words(metric: Metric) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from smidgen.errors import UserError
 from smidgen.process.data import TaskData
@@ -37,9 +38,13 @@ class Candidate:
     option: str | None
 
     def entry(self, rate: float | None, size: int | None) -> TechniqueSpec:
-        """The technique with this learning rate and this size."""
+        """The technique with this learning rate and this size, and its scale."""
         first = self.spec.parts[0]
-        options = {**first.options, **({} if size is None or self.option is None else {self.option: size})}
+        sized: dict[str, Any] = {}
+        if size is not None and self.option is not None:
+            own = size == default_size(first, self.option)
+            sized = {self.option: size} if own else first.method().resized(self.option, size)
+        options = {**first.options, **sized}
         part = dataclasses.replace(first, options=options, learning_rate=rate or first.learning_rate)
         return dataclasses.replace(self.spec, parts=(part, *self.spec.parts[1:]))
 

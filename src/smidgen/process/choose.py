@@ -22,7 +22,7 @@ from smidgen.process.data import load_data
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.late_scores import scores_on
 from smidgen.process.log import check_tracker
-from smidgen.process.recipe import Recipe
+from smidgen.process.recipe import Recipe, check_begins_anew
 from smidgen.process.runs import POLL_SECONDS, steps_of
 from smidgen.process.search import FACTOR, RUNGS, WIDTH, Search, alive
 from smidgen.process.technique import TechniqueSpec
@@ -43,6 +43,7 @@ class Choice:
     """What was chosen.
 
     Attributes:
+        number: of the trial.
         entry: as a recipe has it.
         validation: its score on the validation rows.
         test: its scores on the test split, which nothing else was judged by.
@@ -53,6 +54,7 @@ class Choice:
         failures: what went wrong, by entry.
     """
 
+    number: int
     entry: Any
     validation: float
     test: dict[str, Any]
@@ -89,6 +91,7 @@ def choose(recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = lambd
         Interrupted: Ctrl-C; what is finished is kept.
     """
     check_tracker(recipe.training)
+    check_begins_anew(recipe)
     data = load_data(recipe.data, recipe.task)
     if recipe.choose.trials < len(recipe.compare):
         raise UserError(
@@ -127,10 +130,12 @@ def _end(search: Search) -> Choice:
     if not complete:
         raise UserError(_nothing(search))
     trained = {trial.number: int(trial.user_attrs.get("trained", 0)) for trial in trials}
-    number = _winner(complete, trained, recipe)
+    losses = {trial.number: float(trial.user_attrs[f"rank {RUNGS - 1}"][1]) for trial in ended}
+    number = _winner(complete, losses, trained, recipe)
     entry, folder = next((t.user_attrs["entry"], t.user_attrs["folder"]) for t in trials if t.number == number)
     test = scores_on(search.run(TechniqueSpec.parse(entry), RUNGS - 1, folder).folder, "test")
     choice = Choice(
+        number=number,
         entry=entry,
         validation=complete[number],
         test={name: value for name, value in test.items() if isinstance(value, float)},
@@ -153,8 +158,7 @@ def _end(search: Search) -> Choice:
 def _finding(choice: Choice, trials: Sequence[FrozenTrial], metric_name: str) -> Finding:
     metric, rows = metric_named(metric_name), [_told(trial) for trial in trials]
     tried = [row for row in rows if row["entry"] is not None]
-    sign = 1 if metric.lower_is_better else -1
-    tried.sort(key=lambda row: (-len(row["validation"]), sign * (row["validation"] or [0.0])[-1]))
+    tried.sort(key=lambda row: (-len(row["validation"]), -metric.good((row["validation"] or [0.0])[-1])))
     parts = [numbers.percent(1 / FACTOR**rung) for rung in reversed(range(RUNGS))]
     return Finding(
         title="What was chosen",
@@ -168,7 +172,7 @@ def _finding(choice: Choice, trials: Sequence[FrozenTrial], metric_name: str) ->
                 numbers.count(row["trained"]),
                 numbers.duration(row["seconds"]),
                 "chosen"
-                if row["entry"] == choice.entry
+                if row["number"] == choice.number
                 else row["error"] or row["outside"] or STATES.get(row["state"], row["state"]),
             )
             for row in tried
@@ -221,16 +225,16 @@ def _parts(entry: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         yield options.pop("name"), options
 
 
-def _winner(scores: Mapping[int, float], trained: Mapping[int, int], recipe: Recipe) -> int:
-    """The number of the best trial, or of the smallest that is about as good; of equal ones, the smaller or better."""
+def _winner(
+    scores: Mapping[int, float], losses: Mapping[int, float], trained: Mapping[int, int], recipe: Recipe
+) -> int:
+    """The number of the best trial, of equal scores that with the lowest loss, or of the smallest that is as good."""
     metric = metric_named(recipe.metric)
-    losses = {number: score if metric.lower_is_better else -score for number, score in scores.items()}
-    best = min(losses, key=lambda number: (losses[number], trained[number]))
+    best = min(scores, key=lambda number: (-metric.good(scores[number]), losses[number], trained[number]))
     if recipe.choose.goal == "best":
         return best
-    margin = recipe.study.margin * (1.0 if metric.percent else losses[best])
-    near = [number for number, loss in losses.items() if loss - losses[best] <= margin]
-    return min(near, key=lambda number: (trained[number], losses[number]))
+    near = [number for number in scores if metric.is_as_good(scores[number], scores[best], recipe.study.margin)]
+    return min(near, key=lambda number: (trained[number], -metric.good(scores[number])))
 
 
 def _nothing(search: Search) -> str:
@@ -249,6 +253,7 @@ def _nothing(search: Search) -> str:
 
 def _told(trial: FrozenTrial) -> dict[str, Any]:
     return {
+        "number": trial.number,
         "entry": trial.user_attrs.get("entry"),
         "state": trial.state.name.lower(),
         "validation": list(trial.intermediate_values.values()),

@@ -24,8 +24,8 @@ from smidgen.process.job import attach_technique
 from smidgen.process.log import check_tracker
 from smidgen.process.models import load_model
 from smidgen.process.only_one import only_one
-from smidgen.process.recipe import Recipe
-from smidgen.process.runs import Metrics, Run, execute
+from smidgen.process.recipe import Recipe, check_begins_anew
+from smidgen.process.runs import Metrics, Run, check_nothing_is_lost, execute, validation_score
 from smidgen.process.statistics import difference, interval, per_row
 from smidgen.process.strict_yaml import parse
 from smidgen.process.technique import TechniqueSpec
@@ -55,6 +55,7 @@ def compare(recipe: Recipe, *, command: str, at_once: int = 1, watch: Watch | No
         Interrupted: Ctrl-C; the message says how to go on.
     """
     check_tracker(recipe.training)
+    check_begins_anew(recipe)
     with only_one(Path(recipe.output)):
         return _compare(recipe, command=command, at_once=at_once, watch=watch)
 
@@ -99,6 +100,7 @@ def _compare(recipe: Recipe, *, command: str, at_once: int, watch: Watch | None)
             watch(comparison)
 
     missing = [run for own in runs.values() for run in own if run.folder not in results]
+    check_nothing_is_lost(missing)
     _check_entries(recipe, [spec for spec in recipe.compare if any(run.spec == spec for run in missing)], data)
     Path(recipe.output).mkdir(parents=True, exist_ok=True)
     for spec in recipe.compare:
@@ -233,6 +235,7 @@ def _summary(spec: TechniqueSpec, measured: list[dict[str, Any]], comparison: Co
 
     return _row(spec, status="done") | {
         "summary": first["summary"],
+        "validation": float(np.mean([validation_score(metrics) for metrics in measured])),
         "score": float(np.mean(scores)),
         "low": low,
         "high": high,

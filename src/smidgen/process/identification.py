@@ -13,9 +13,10 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import heapq
+import itertools
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +28,18 @@ from smidgen.errors import UserError
 from smidgen.methods import LoRA
 from smidgen.process.amounts import amount
 from smidgen.process.batches import WholeEpochs
-from smidgen.process.encoding import pad_id
+from smidgen.process.encoding import Encoded, pad_id
 from smidgen.process.job import Job, prepare, reopen
 from smidgen.process.optimizer import make_optimizer
-from smidgen.process.recipe import Recipe
+from smidgen.process.recipe import Recipe, check_begins_anew
+from smidgen.process.run_recipe import TrainingConfig
 from smidgen.process.technique import TechniqueSpec
 from smidgen.process.train import backward
 from smidgen.report.numbers import duration
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from smidgen.targets import Place
 
 HEAD_STEPS = 40
@@ -88,16 +92,18 @@ def identify(recipe: Recipe, *, run: Path | None = None) -> list[Sensitivity]:
     Raises:
         UserError: as `prepare`, or a layer's weight takes no gradient.
     """
+    check_begins_anew(recipe)
     alone = TechniqueSpec.parse("full" if recipe.task == "generation" else "head")
     job = prepare(recipe.model_copy(update={"technique": alone})) if run is None else reopen(run)
     training = recipe.training
     rows = job.splits["train"]
-    order = WholeEpochs(rows, training.batch_size, training.seed).batches(0)
-    found = targets.find(job.model, "all-linear")
+    found = places_of(job.model)
     job.model.eval()
-    if recipe.task != "generation" and run is None:
-        _train_head(job, [[rows[row] for row in batch] for batch in order[:HEAD_STEPS]])
-    gradients = _gradients(job, found, [[rows[row] for row in batch] for batch in order[-BATCHES:]])
+    steps = HEAD_STEPS if recipe.task != "generation" and run is None else 0
+    batches = [[rows[row] for row in batch] for batch in _first_batches(rows, training, steps + BATCHES)]
+    if steps:
+        _train_head(job, batches[:steps])
+    gradients = _gradients(job, found, batches[steps:])
     squares = {name: torch.linalg.svdvals(gradient.float()).square() for name, gradient in gradients.items()}
     whole = float(sum(own.sum() for own in squares.values())) or 1.0
     inside = {name: block for stack in targets.blocks(job.model) for block in stack for name in [f"{block}."]}
@@ -112,6 +118,24 @@ def identify(recipe: Recipe, *, run: Path | None = None) -> list[Sensitivity]:
         )
         for place in found
     ]
+
+
+def places_of(model: PreTrainedModel) -> list[Place]:
+    """The linear layers inside the blocks, which can have low-rank updates.
+
+    Raises:
+        UserError: the model has none that are known.
+    """
+    try:
+        return targets.find(model, "all-linear")
+    except ValueError as error:
+        raise UserError(f"The layers of this model cannot be told apart: {error}") from error
+
+
+def _first_batches(rows: Sequence[Encoded], training: TrainingConfig, count: int) -> Iterator[Sequence[int]]:
+    """So many batches of rows, of several epochs if one has fewer."""
+    order = WholeEpochs(rows, training.batch_size, training.seed)
+    return itertools.islice(itertools.chain.from_iterable(map(order.batches, itertools.count())), count)
 
 
 def _train_head(job: Job, batches: Sequence[Any]) -> None:
@@ -132,7 +156,10 @@ def _gradients(job: Job, places: Sequence[Place], batches: Sequence[Any]) -> dic
         weights[place.name] = weight.requires_grad_(True)
     for batch in batches:
         backward(job.model, batch, job.recipe.training, pad_id(job.tokenizer))
-    return {name: weight.grad / len(batches) for name, weight in weights.items() if weight.grad is not None}
+    return {
+        name: torch.zeros_like(weight) if weight.grad is None else weight.grad / len(batches)
+        for name, weight in weights.items()
+    }
 
 
 def allot(found: Sequence[Sensitivity], budget: int) -> Ranks:
@@ -214,36 +241,40 @@ def allotted(found: Sequence[Sensitivity], recipe: Recipe, budget: str) -> Ranks
 
 
 def technique_of(
-    found: Sequence[Sensitivity], ranks: Ranks, *, like: TechniqueSpec | None = None
+    found: Sequence[Sensitivity],
+    ranks: Ranks,
+    *,
+    like: TechniqueSpec | None = None,
+    owners: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
     """A recipe's technique with these ranks: one entry for each rank, at the layers that have it.
 
     Args:
         found: the layers.
         ranks: of each.
-        like: the entry whose technique, options and rates they have but for layers; None: LoRA, its scale that of its
-            defaults.
+        like: the entries whose technique, scale, options and rates they have, but for layers; None: LoRA as it is.
+        owners: of a layer, the number of the entry that it takes after; the first, unless it is there.
     """
-    options = {"name": "lora"} if like is None else like.parts[0].written()
-    options.pop("layers", None)
-    scale = LoRA().alpha / LoRA().rank
-    layers: dict[int, dict[tuple[str, str], list[str]]] = defaultdict(lambda: defaultdict(list))
+    like = TechniqueSpec.parse("lora") if like is None else like
+    layers: dict[tuple[int, int], dict[tuple[str, str], list[str]]] = defaultdict(lambda: defaultdict(list))
     for layer in found:
         stack, _, number = layer.block.rpartition(".")
         if rank := ranks.get(layer.place, 0):
-            layers[rank][stack, layer.kind].append(number)
-    entries: list[dict[str, Any]] = [
-        {
-            **options,
-            "rank": rank,
-            **({"alpha": scale * rank} if like is None else {}),
-            "targets": "|".join(
-                rf"{re.escape(stack)}\.({'|'.join(numbers)})\.{re.escape(kind)}"
-                for (stack, kind), numbers in layers[rank].items()
-            ),
-        }
-        for rank in sorted(layers)
-    ]
-    if like is not None and like.head_learning_rate is not None:
+            layers[rank, (owners or {}).get(layer.place, 0)][stack, layer.kind].append(number)
+    entries: list[dict[str, Any]] = []
+    for rank, owner in sorted(layers):
+        part = like.parts[owner]
+        own = {name: value for name, value in part.written().items() if name != "layers"}
+        targets = "|".join(
+            rf"{re.escape(stack)}\.({'|'.join(numbers)})\.{re.escape(kind)}"
+            for (stack, kind), numbers in layers[rank, owner].items()
+        )
+        entries.append({**own, **part.method().resized("rank", rank), "targets": targets})
+    if like.head_learning_rate is not None:
         entries[0]["head_learning_rate"] = like.head_learning_rate
     return entries
+
+
+def low_rank(recipe: Recipe) -> TechniqueSpec | None:
+    """The recipe's own LoRAs, whose options a chosen subset keeps; None: it trains something else."""
+    return recipe.technique if all(part.name == LoRA.name for part in recipe.technique.parts) else None

@@ -65,7 +65,7 @@ class Progress:
             point["probe_loss"] = probe.loss()
             self.is_forgotten = probe.is_forgotten(self.probe_loss, point["probe_loss"])
         loss = float(scores["loss"])
-        score = -loss if metric_named(metric).lower_is_better else float(scores[metric])
+        score = metric_named(metric).good(float(scores[metric]))
         if self.best_score is None or score > self.best_score:
             self.score_epoch = self.epoch
         if self.is_forgotten or not is_settled or not self._is_better(score, loss):

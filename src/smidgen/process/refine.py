@@ -18,14 +18,13 @@ import numpy as np
 
 from smidgen.errors import UserError
 from smidgen.process import finding
-from smidgen.process.data import load_data
 from smidgen.process.finding import Chart, Finding, Line, Point
-from smidgen.process.identification import Ranks, Sensitivity, identify, technique_of
-from smidgen.process.job import reopen
+from smidgen.process.identification import Ranks, Sensitivity, identify, places_of, technique_of
+from smidgen.process.job import prepare
 from smidgen.process.late_scores import scores_on
 from smidgen.process.log import check_tracker
 from smidgen.process.only_one import only_one
-from smidgen.process.recipe import Recipe
+from smidgen.process.recipe import Recipe, check_begins_anew
 from smidgen.process.runs import Run
 from smidgen.process.statistics import beyond_chance
 from smidgen.process.studies.words import several_seeds
@@ -76,17 +75,18 @@ def refine(
         The history, the start first; and what went wrong with runs that failed, by their folders.
 
     Raises:
-        UserError: the technique has no ranks, or the start cannot be trained.
+        UserError: the technique has no ranks, its layers cannot be looked at, or the start cannot be trained.
         Interrupted: Ctrl-C; what is finished is kept.
     """
     check_tracker(recipe.training)
+    check_begins_anew(recipe)
     several_seeds(recipe)
     check_refinable(recipe.technique)
     output = Path(recipe.output)
     with only_one(output):
-        load_data(recipe.data, recipe.task)
+        start = _start(recipe)
         trainer = Trainer(recipe, command=command, at_once=at_once, tell=tell)
-        history = _rounds(recipe, trainer)
+        history = _rounds(recipe, start, trainer)
         last = [entry for entry in history if entry.kept][-1]
         spec = TechniqueSpec.parse(last.entry)
         recipe.model_copy(update={"technique": spec, "output": str(output / "refined")}).save(output / "refined.yaml")
@@ -98,12 +98,20 @@ def refine(
     return history, trainer.failures
 
 
-def _rounds(recipe: Recipe, trainer: Trainer) -> list[Round]:
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What the recipe's technique trains: the rank of each layer, and the number of the entry that gives it."""
+
+    ranks: Ranks
+    owners: dict[str, int]
+
+
+def _rounds(recipe: Recipe, start: _Start, trainer: Trainer) -> list[Round]:
     metric = metric_named(recipe.metric)
     now = trainer.train(_runs(recipe, recipe.technique))
     if None in now:
         raise UserError(f"The start cannot be trained: {'; '.join(trainer.failures.values())}")
-    spec, ranks = recipe.technique, _ranks_of(recipe)
+    spec, ranks = recipe.technique, start.ranks
     best = _validated(recipe, spec)
     trained = [metrics["trained"] for metrics in now if metrics is not None]
     history = [Round("the start", spec.written(), trained[0], _mean(best, recipe))]
@@ -115,13 +123,18 @@ def _rounds(recipe: Recipe, trainer: Trainer) -> list[Round]:
         changed = CHANGES[name](ranks, sensitivities)
         if changed is None or changed == ranks:
             continue
-        entry = TechniqueSpec.parse(technique_of(sensitivities, changed, like=recipe.technique))
+        entries = technique_of(sensitivities, changed, like=recipe.technique, owners=start.owners)
+        try:
+            entry = TechniqueSpec.parse(entries)
+        except ValueError as error:  # no such rank
+            trainer.failures[name] = str(error)
+            continue
         results = [metrics for metrics in trainer.train(_runs(recipe, entry)) if metrics is not None]
         if len(results) < len(recipe.seeds):
             continue
         scores = _validated(recipe, entry)
         low, high = beyond_chance(scores, best, recipe.metric, level=1 - 0.05 / recipe.refine.rounds)
-        kept = high < 0 if metric.lower_is_better else low > 0
+        kept = metric.good(low) > 0 and metric.good(high) > 0
         score = _mean(scores, recipe)
         more = score - _mean(best, recipe)
         history.append(Round(name, entry.written(), results[0]["trained"], score, more, (low, high), kept))
@@ -150,14 +163,24 @@ def _mean(scores: Sequence[Mapping[str, Any]], recipe: Recipe) -> float:
     return float(np.mean([own[recipe.metric] for own in scores]))
 
 
-def _ranks_of(recipe: Recipe) -> Ranks:
-    """The rank of every layer that the technique trains, from its first run."""
-    adapter = reopen(_runs(recipe, recipe.technique)[0].folder).adapter
-    return {
-        place.name: getattr(method, "rank", 0)
-        for method, places in zip(adapter.methods, adapter.places, strict=True)
-        for place in places
-    }
+def _start(recipe: Recipe) -> _Start:
+    """What the recipe's technique trains.
+
+    Raises:
+        UserError: a layer is outside the blocks, where it could not be changed, or two entries train it.
+    """
+    adapter = prepare(recipe).adapter
+    known = {place.name for place in places_of(adapter.model)}
+    ranks: Ranks = {}
+    owners: dict[str, int] = {}
+    for number, (method, places) in enumerate(zip(adapter.methods, adapter.places, strict=True)):
+        for place in places:
+            if place.name not in known:
+                raise UserError(f"refine changes layers inside the blocks, and {place.name} is outside. Give targets.")
+            if place.name in ranks:
+                raise UserError(f"refine gives a layer one rank, and two entries train {place.name}. Give targets.")
+            ranks[place.name], owners[place.name] = getattr(method, "rank", 0), number
+    return _Start(ranks, owners)
 
 
 def check_refinable(spec: TechniqueSpec) -> None:

@@ -94,6 +94,21 @@ class Run:
         return {}
 
 
+def validation_score(metrics: Metrics) -> float:
+    """The validation score of the epoch that a run kept."""
+    return float(metrics["curve"][metrics["best_epoch"] - 1]["validation_score"])
+
+
+def check_nothing_is_lost(missing: Sequence[Run]) -> None:
+    """Raise a UserError if a run that is to be trained has a folder with a finished run, which is then another's."""
+    if kept := [run.folder for run in missing if (run.folder / "metrics.json").is_file()]:
+        more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+        raise UserError(
+            f"{kept[0]}{more}: finished runs of another recipe or of other rows, which would be lost. Remove them, or "
+            "give another output."
+        )
+
+
 def execute(
     runs: Sequence[Run],
     *,
@@ -102,10 +117,10 @@ def execute(
     watch: Callable[[list[Run]], None],
     skip_after_failure: bool = False,
 ) -> list[Run]:
-    """Train each run.
+    """Train each run; one with a checkpoint goes on from it.
 
     Args:
-        runs: in the order in which they start; one with a checkpoint goes on from it.
+        runs: in the order in which they start.
         at_once: how many processes; each gets its share of the cores, unless OMP_NUM_THREADS says how many.
         ended: called with a run that ended, and with what went wrong or None.
         watch: called with those that run now, a few times a second.
@@ -148,7 +163,6 @@ class _Process:
         self._told = False
         run.folder.mkdir(parents=True, exist_ok=True)
         path = run.folder / "recipe.yaml"
-        (run.folder / "metrics.json").unlink(missing_ok=True)  # of another recipe
         run.recipe.save(path)
         arguments = [sys.executable, "-m", "smidgen", "train", str(path), "--quiet"]
         if (run.folder / "checkpoint").is_dir():

@@ -39,9 +39,11 @@ def alive(folder: Path) -> Iterator[str]:
 
     name = secrets.token_hex(8)
     path = folder / f"{name}.lock"
-    with FileLock(path):
-        yield name
-    path.unlink(missing_ok=True)
+    try:
+        with FileLock(path):
+            yield name
+    finally:
+        path.unlink(missing_ok=True)
 
 
 class Going(NamedTuple):
@@ -104,8 +106,8 @@ class Search:
         if not self.study.user_attrs:
             for name, value in known.items():
                 self.study.set_user_attr(name, value)
-            for slug, candidate in self.space.items():
-                self.study.enqueue_trial(self._defaults(slug, candidate))
+            for params in self._first():
+                self.study.enqueue_trial(params)
         elif self.study.user_attrs != known:
             raise UserError(
                 f"{self.folder} holds a search of another recipe, of other rows, or with another choose.trained or "
@@ -119,9 +121,22 @@ class Search:
         decisive = [*alone, recipe.choose.trained, recipe.choose.memory]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
-    def _defaults(self, slug: str, candidate: Candidate) -> dict[str, Any]:
+    def _first(self) -> Iterator[dict[str, Any]]:
+        """The entries that are tried first: the defaults, and then, where no rate is free, all that there are."""
+        for slug, candidate in self.space.items():
+            yield self._params(slug, candidate, self._default_size(candidate))
+        if self._distinct() < math.inf:
+            for slug, candidate in self.space.items():
+                for size in candidate.sizes.keys() - {self._default_size(candidate)}:
+                    yield self._params(slug, candidate, size)
+
+    def _default_size(self, candidate: Candidate) -> int:
+        """The technique's own size, or the largest that the budget allows."""
         given = default_size(candidate.spec.parts[0], candidate.option)
-        size = given if given in candidate.sizes else max(candidate.sizes, key=lambda size: candidate.sizes[size])
+        return given if given in candidate.sizes else max(candidate.sizes, key=lambda size: candidate.sizes[size])
+
+    def _params(self, slug: str, candidate: Candidate, size: int) -> dict[str, Any]:
+        """An entry at its own rate, as Optuna has it."""
         chosen: dict[str, Any] = {"technique": slug}
         if candidate.rate is not None:
             chosen[f"{slug} rate"] = candidate.rate
@@ -170,14 +185,18 @@ class Search:
         tried = [trial for trial in self.trials() if trial.state != states.WAITING]
         left = min(self.recipe.choose.trials, self._distinct()) - len(tried)
         minutes = self.recipe.choose.minutes
-        width = int(min(WIDTH, left))
+        width = max(0, int(min(WIDTH, left)))
         if minutes is None or not tried:
-            return max(0, width)
-        seconds = 60 * minutes - sum(trial.user_attrs.get("seconds", 0.0) for trial in tried)
-        whole = max((trial.user_attrs.get("whole_seconds", 0.0) for trial in tried), default=0.0)
-        while width > 0 and width * RUNGS / FACTOR ** (RUNGS - 1) * whole > seconds:
-            width -= 1
-        return max(0, width)
+            return width
+        whole = max(trial.user_attrs.get("whole_seconds", 0.0) for trial in tried)
+        if not whole:
+            return 0  # other processes are at the first ones, and none says yet how long one takes
+        mean = RUNGS / FACTOR ** (RUNGS - 1) * whole  # of an entry, since most end early
+        seconds = 60.0 * minutes
+        for trial in tried:
+            spent = trial.user_attrs.get("seconds", 0.0)
+            seconds -= max(spent, mean) if trial.state == states.RUNNING else spent
+        return min(width, max(0, int(seconds / mean)))
 
     def _distinct(self) -> float:
         """How many different entries there are: without end where a learning rate is free."""
@@ -188,8 +207,12 @@ class Search:
         import optuna
 
         for rung in range(RUNGS):
-            results = self.trainer.train([self.run(spec, rung, number) for _, spec, number in going])
-            scores = [self._score(one.trial, metrics, rung) for one, metrics in zip(going, results, strict=True)]
+            runs = [self.run(spec, rung, number) for _, spec, number in going]
+            results = self.trainer.train(runs)
+            scores = [
+                self._score(one.trial, run, metrics, rung)
+                for one, run, metrics in zip(going, runs, results, strict=True)
+            ]
             still = [(one, score) for one, score in zip(going, scores, strict=True) if score is not None]
             going = []
             for one, score in still:
@@ -238,13 +261,13 @@ class Search:
             changes={"training": budget(training, rows, steps=steps), "score_test": False},
         )
 
-    def _score(self, trial: optuna.Trial, metrics: Metrics | None, rung: int) -> float | None:
+    def _score(self, trial: optuna.Trial, run: Run, metrics: Metrics | None, rung: int) -> float | None:
         """Note what a trial measured, and give its score; None, and the trial ends, if it failed or took too much."""
         import optuna
 
         most = self.recipe.choose.memory
         if metrics is None:
-            trial.set_user_attr("error", "; ".join(self.trainer.failures.values()))
+            trial.set_user_attr("error", self.trainer.failures[self.trainer.name_of(run)])
         else:
             trial.set_user_attr("seconds", trial.user_attrs.get("seconds", 0.0) + metrics["seconds"])
             trial.set_user_attr("whole_seconds", metrics["seconds"] * FACTOR ** (RUNGS - 1 - rung))
@@ -253,19 +276,29 @@ class Search:
                 point = metrics["curve"][metrics["best_epoch"] - 1]
                 score, loss = float(point["validation_score"]), float(point["validation_loss"])
                 trial.report(score, rung)
-                trial.set_user_attr(f"rank {rung}", [score if self.metric.lower_is_better else -score, loss])
+                trial.set_user_attr(f"rank {rung}", [-self.metric.good(score), loss])
                 return score
             trial.set_user_attr("outside", f"it takes {size(metrics['peak_memory_bytes'])} of memory")
         self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return None
 
     def _is_among_best(self, trial: optuna.Trial, rung: int) -> bool:
-        """Whether a trial is in the best third of all that had as many steps; of equal scores the loss decides."""
-        ranks = [
-            other.user_attrs[key] for other in self.trials() for key in [f"rank {rung}"] if key in other.user_attrs
-        ]
-        better = sum(bool(rank < trial.user_attrs[f"rank {rung}"]) for rank in ranks)
-        return better < max(1, len(ranks) // FACTOR)
+        """Whether a trial is in the best third of all that had as many steps; of equal scores the loss decides.
+
+        Where the smallest is looked for, those within the margin of the best are equal, and their size decides.
+        """
+        reached = [other.user_attrs for other in self.trials() if f"rank {rung}" in other.user_attrs]
+        best = self.metric.good(-min(own[f"rank {rung}"][0] for own in reached))
+
+        def order(own: dict[str, Any]) -> tuple[bool, float, float]:
+            badness, loss = own[f"rank {rung}"]
+            if self.recipe.choose.goal == "smallest":
+                far = not self.metric.is_as_good(self.metric.good(-badness), best, self.recipe.study.margin)
+                return far, badness if far else own["trained"], loss
+            return False, badness, loss
+
+        better = sum(order(own) < order(trial.user_attrs) for own in reached)
+        return better < max(1, len(reached) // FACTOR)
 
 
 def _is_gone(lock: Path) -> bool:

@@ -20,7 +20,7 @@ from smidgen.process.inspection import inspect_data
 from smidgen.process.job import prepare
 from smidgen.process.log import check_tracker
 from smidgen.process.pretrain import pretrain
-from smidgen.process.recipe import Recipe, load_recipe
+from smidgen.process.recipe import Recipe, check_begins_anew, load_recipe
 from smidgen.process.refine import check_refinable, refine
 from smidgen.process.run_recipe import RunRecipe
 from smidgen.process.saved_splits import save_splits
@@ -84,6 +84,7 @@ def take_steps(
 def _check(recipe: Recipe) -> None:
     """Raise a UserError for what would stop a later step."""
     check_tracker(recipe.training)
+    check_begins_anew(recipe)
     several_seeds(recipe)
     if recipe.identify.budget is None:
         check_refinable(recipe.technique)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smidgen.errors import Interrupted, UserError
+from smidgen.errors import Interrupted
 from smidgen.process.data import load_data
 from smidgen.process.recipe import DataConfig, Recipe
-from smidgen.process.runs import Metrics, Run, execute
+from smidgen.process.runs import Metrics, Run, check_nothing_is_lost, execute, validation_score
 from smidgen.process.technique import TechniqueSpec
 from smidgen.report.numbers import duration, metric_named
 
@@ -41,12 +41,7 @@ class Trainer:
         """
         found = {run.folder: self._metrics(run) for run in runs}
         missing = list({run.folder: run for run in runs if found[run.folder] is None}.values())
-        if kept := [self.name_of(run) for run in missing if (run.folder / "metrics.json").is_file()]:
-            more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
-            raise UserError(
-                f"{self.recipe.output} holds finished runs of another recipe or of other rows, {kept[0]}{more}, which "
-                "would be lost. Remove them, or give another output."
-            )
+        check_nothing_is_lost(missing)
         done, began = 0, time.monotonic()
 
         def ended(run: Run, error: str | None) -> None:
@@ -96,8 +91,7 @@ class Trainer:
             return f"failed: {self.failures[self.name_of(run)]}"
         metric = metric_named(run.recipe.metric)
         if metrics["test"] is None:
-            score = metrics["curve"][metrics["best_epoch"] - 1]["validation_score"]
-            return f"validation {metric.word} {metric.score(score)}{metric.unit}"
+            return f"validation {metric.word} {metric.score(validation_score(metrics))}{metric.unit}"
         return f"{metric.word} {metric.score(metrics['test'][run.recipe.metric])}{metric.unit}"
 
 

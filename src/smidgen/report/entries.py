@@ -64,9 +64,10 @@ def entries_of(comparison: Comparison) -> list[Entry]:
 
 def ranked(entries: list[Entry], metric: Metric) -> list[Entry]:
     """Best score first; those without a score last, in their own order."""
-    sign = 1 if metric.lower_is_better else -1
     scored = [entry for entry in entries if entry.technique.done and entry.technique.score is not None]
-    best_first = sorted(scored, key=lambda entry: (sign * (entry.technique.score or 0), entry.technique.trained or 0))
+    best_first = sorted(
+        scored, key=lambda entry: (-metric.good(entry.technique.score or 0), entry.technique.trained or 0)
+    )
     return best_first + [entry for entry in entries if entry not in best_first]
 
 

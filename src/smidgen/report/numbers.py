@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 MISSING = "–"
 MINUS = "−"
+ROUNDING = 1e-9
+"""What a difference of two scores may be off by: 0.87 - 0.86 is above 0.01."""
+
 _SIZES = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "B"))
 
 
@@ -86,6 +89,18 @@ class Metric:
     title: str
     percent: bool = False
     lower_is_better: bool = False
+
+    def good(self, score: float) -> float:
+        """The score, or where lower is better its negative: of two, the larger is the better."""
+        return -score if self.lower_is_better else score
+
+    def margin(self, share: float, of: float) -> float:
+        """How far from a score counts as the same: a share of one itself, so that 0.01 is a point; of a loss a part."""
+        return share if self.percent else share * abs(of)
+
+    def is_as_good(self, score: float, other: float, share: float) -> bool:
+        """Whether a score is better than another, or worse by no more than the margin."""
+        return self.good(score) >= self.good(other) - self.margin(share, other) - ROUNDING
 
     @property
     def heading(self) -> str:

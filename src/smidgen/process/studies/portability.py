@@ -63,8 +63,6 @@ def study_portability(recipe: Recipe, data: TaskData, trainer: Trainer) -> Findi
             "{topics: {train: topics.csv}}."
         )
     check_tasks(recipe)
-    if recipe.start is not None:
-        raise UserError(f"start={recipe.start!r} is given, so that nothing would begin anew. Leave it out.")
     sizes = (*few_sizes(recipe, data), len(data.train))
     sources = {(spec.slug, name): _source(recipe, spec, name) for spec in recipe.compare for name in tasks}
     ended = dict(zip(sources, trainer.train(list(sources.values())), strict=True))
