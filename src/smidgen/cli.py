@@ -121,7 +121,6 @@ def data(
     Examples: `smidgen data recipe.yaml`, `smidgen data recipe.yaml --save fixed`
     """
     from smidgen.process.compare import command_line
-    from smidgen.process.data import load_data
     from smidgen.process.inspection import inspect_data
     from smidgen.process.job import prepare
     from smidgen.process.recipe import load_recipe
@@ -131,14 +130,12 @@ def data(
 
     if save is not None:
         check_new(save)
-    job = prepare(load_recipe(recipe, set_ or []))
+    loaded = load_recipe(recipe, set_ or [])
+    job = prepare(loaded.undrawn)
     found = inspect_data(job)
-    page = Path(job.recipe.output) / "data.html"
-    write_data_page(found, job.recipe, command_line("data", str(recipe), *_changes(set_)), page)
-    saved = None
-    if save is not None:
-        whole = load_data(job.recipe.data.model_copy(update={"rows": None}), job.recipe.task)
-        saved = save_splits(job.recipe, whole, save)
+    page = Path(loaded.output) / "data.html"
+    write_data_page(found, loaded, command_line("data", str(recipe), *_changes(set_)), page)
+    saved = None if save is None else save_splits(loaded, job.data, save)
     if as_json:
         _print_json(dataclasses.asdict(found))
         return
@@ -166,7 +163,7 @@ def identify(
     Examples: `smidgen identify recipe.yaml`, `smidgen identify recipe.yaml --budget 100k --write chosen.yaml`
     """
     from smidgen.files import write_text
-    from smidgen.process.identification import allotted, technique_of
+    from smidgen.process.identification import allotted, low_rank, technique_of
     from smidgen.process.identification import identify as identified
     from smidgen.process.recipe import load_recipe
     from smidgen.process.technique import TechniqueSpec
@@ -181,7 +178,7 @@ def identify(
     ranks = None if budget is None else allotted(found, loaded, budget)
     if picture is not None:
         write_text(picture, as_picture(found, ranks, f"Where {loaded.model} has something to gain"))
-    entries = None if ranks is None else technique_of(found, ranks)
+    entries = None if ranks is None else technique_of(found, ranks, like=low_rank(loaded))
     if write is not None and entries is not None:
         own = {"technique": TechniqueSpec.parse(entries), "output": str(Path(loaded.output) / write.stem)}
         chosen = loaded.model_copy(update=own)
@@ -193,6 +190,8 @@ def identify(
     if ranks is not None:
         trained = sum(ranks[layer.place] * layer.size for layer in found)
         _print(f"\n{trained:,} numbers trained with a budget of {budget}, beside the head")
+        if low_rank(loaded) is None:
+            _print(f"They are LoRA's: {loaded.technique.name}, which the recipe trains, has no part in them.")
     if write is not None:
         _print(f"The recipe is {write}; go on with: smidgen train {write}")
 

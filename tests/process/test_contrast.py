@@ -16,7 +16,7 @@ from smidgen.process.contrast import Contrast, contrast
 RECIPE = "model: m\ntask: {task}\ndata: {{train: a.csv}}\noutput: {output}\n"
 
 
-def finished(folder: Path, test: dict[str, Any], *, task: str = "classification", data: str = "same") -> Path:
+def finished(folder: Path, test: dict[str, Any] | None, *, task: str = "classification", data: str = "same") -> Path:
     folder.mkdir()
     (folder / "metrics.json").write_text(json.dumps({"data": data, "test": test}))
     (folder / "recipe.yaml").write_text(RECIPE.format(task=task, output=folder))
@@ -87,3 +87,9 @@ def test_other_rows_and_unfinished_runs_are_refused(tmp_path: Path) -> None:
         contrast(first, second, margin=0.01)
     with pytest.raises(UserError, match="is not the output folder of a finished"):
         contrast(first, tmp_path, margin=0.01)
+
+
+def test_a_run_that_was_not_tested_is_refused(tmp_path: Path) -> None:
+    tested, untested = finished(tmp_path / "a", right(range(5), rows=10)), finished(tmp_path / "b", None)
+    with pytest.raises(UserError, match=r"b was not scored on the test split \(score_test: false\)"):
+        contrast(tested, untested, margin=0.01)

@@ -67,6 +67,26 @@ def test_only_the_missing_split_is_made(tmp_path):
     assert [len(getattr(data, split)) for split in SPLITS] == [45, 5, 1]
 
 
+@pytest.mark.parametrize(("given", "made"), [("validation", "test"), ("test", "validation")])
+def test_a_made_split_shares_no_text_with_a_given_one(tmp_path: Path, given: str, made: str) -> None:
+    train = rows(100)
+    data = load(tmp_path, train=train, **{given: [*train[:60], ("new", "x")], f"{made}_share": 0.2})
+    texts = {split: {example.text for example in getattr(data, split)} for split in SPLITS}
+    assert len(texts[made]) == 20
+    assert not texts[made] & (texts[given] | texts["train"])
+
+
+def test_what_belongs_to_a_given_split_by_its_group_is_not_set_aside_into_another(tmp_path: Path) -> None:
+    lines = ["text,label,who", *(f"text {n},{'xy'[n % 2]},person {n // 4}" for n in range(80))]
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    (tmp_path / "test.csv").write_text("text,label,who\nnew,x,person 1\ntext 9,y,someone\n")
+    config = DataConfig(train=str(tmp_path / "train.csv"), test=str(tmp_path / "test.csv"), group="who")
+    data = load_data(config, "classification")
+    aside = {int(example.text.split()[1]) // 4 for example in data.validation}
+    assert aside
+    assert not aside & {1, 2}  # person 1 is in the test, and text 9 is a text of person 2
+
+
 def test_splits_depend_on_the_seed_and_not_on_the_order_of_the_file(tmp_path):
     first, again, other = (
         load(tmp_path, train=rows(60), seed=0),

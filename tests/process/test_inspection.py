@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from smidgen.errors import UserError
+from smidgen.process import inspection as module
 from smidgen.process.inspection import Finding, Inspection, inspect_data
 from smidgen.process.job import Job, prepare
 from smidgen.process.mislabelled import doubtful
 from smidgen.process.odd_text import damage, foreign
 from smidgen.process.recipe import load_recipe
-from smidgen.process.saved_splits import save_splits
+from smidgen.process.saved_splits import are_of, save_splits
 from smidgen.process.similar import nearly_equal
 from tests.process.tiny import save_model
 
@@ -118,6 +121,36 @@ def test_saved_splits_are_the_same_splits(tmp_path: Path) -> None:
     assert again.recipe.training == started.recipe.training
     with pytest.raises(UserError, match="is there already, and what is in it would be lost"):
         save_splits(started.recipe, started.data, tmp_path / "fixed")
+
+
+def test_splits_say_of_which_rows_they_are(tmp_path: Path) -> None:
+    started = job(tmp_path / "a", {"train": rows(sentences(100))})
+    save_splits(started.recipe, started.data, tmp_path / "fixed")
+    assert are_of(tmp_path / "fixed", started.recipe, started.data)
+    other = job(tmp_path / "b", {"train": rows(sentences(101))})
+    assert not are_of(tmp_path / "fixed", other.recipe, other.data)
+
+
+def test_a_row_s_number_is_that_of_the_saved_split_though_few_rows_are_drawn(tmp_path: Path) -> None:
+    pairs = sentences(100)
+    pairs[70] = (pairs[20][0], pairs[20][1])
+    path = job(tmp_path, {"train": rows(pairs)}, data={"rows": 10}).recipe
+    path.save(tmp_path / "drawn.yaml")
+    main_in = [sys.executable, "-m", "smidgen", "data", str(tmp_path / "drawn.yaml"), "--save", str(tmp_path / "fixed")]
+    told = json.loads(subprocess.run([*main_in, "--json"], capture_output=True, text=True, check=True).stdout)
+    (finding,) = [one for one in told["findings"] if one["title"] == "Repeated texts"]
+    for row in finding["rows"]:
+        lines = (tmp_path / "fixed" / f"{row[0]}.jsonl").read_text().splitlines()
+        assert json.loads(lines[row[1] - 1])["text"] == row[2]
+
+
+def test_what_was_not_looked_at_is_said_beside_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = sentences(300)
+    monkeypatch.setattr(module, "MOST_COMPARED", 100)
+    inspection = inspect_data(job(tmp_path, {"train": rows(pairs), "test": rows(pairs[:30])}))
+    (near,) = [one for one in inspection.findings if one.title == "Nearly the same in two splits"] or [None]
+    said = [near.summary] if near is not None else [one for one in inspection.good if "nearly the same" in one]
+    assert said[0].endswith("(The first 100 rows were looked at.)")
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ from filelock import FileLock
 
 from smidgen.errors import UserError
 from smidgen.process.compare import compare
+from smidgen.process.data import load_data
 from smidgen.process.finding import Finding
 from smidgen.process.recipe import load_recipe
 from smidgen.process.studies import STUDIES
+from smidgen.process.studies.little_data import few_run
 from smidgen.process.study import study
 from tests.process.tiny import save_recipe, save_rows
 
@@ -213,8 +215,21 @@ def test_forgetting_of_a_generating_model_is_the_loss_of_general_text(tmp_path: 
     assert not failures
     probes = {name: metrics(tmp_path / f"out/unguarded/{name}-s0")["probe"] for name in ("full", "lora")}
     assert [(row["before"], row["after"]) for row in found.rows] == [
-        (probe["before"], [probe["after"]]) for probe in probes.values()
+        ([probe["before"]], [probe["after"]]) for probe in probes.values()
     ]
+
+
+def test_patience_on_few_rows_lasts_as_long(tmp_path: Path) -> None:
+    recipe = load_recipe(save(tmp_path), ["training.patience=2"])
+    data = load_data(recipe.data, recipe.task)
+    few = few_run(recipe, data, recipe.compare[0], 8, 0).recipe.training
+    assert few.patience * 8 >= recipe.training.patience * len(data.train)
+    assert few.max_steps == 4
+
+
+def test_a_study_that_draws_rows_takes_no_drawn_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.rows=20 is given, and this study draws rows by itself"):
+        study(load_recipe(save(tmp_path), ["data.rows=20"]), "little-data", command="")
 
 
 def test_finished_runs_of_another_recipe_are_not_lost(tmp_path: Path) -> None:

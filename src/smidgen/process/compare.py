@@ -178,7 +178,7 @@ def _header(recipe: Recipe, data: TaskData, command: str, at_once: int) -> Compa
             "fingerprint": data.fingerprint(),
             "notes": list(data.notes),
         },
-        "baseline": _baseline(recipe),
+        "baseline": baseline_of(recipe),
         "recommended": None,
         "advice": "",
         "seeds": list(recipe.seeds),
@@ -196,7 +196,7 @@ def _header(recipe: Recipe, data: TaskData, command: str, at_once: int) -> Compa
     }
 
 
-def _baseline(recipe: Recipe) -> str:
+def baseline_of(recipe: Recipe) -> str:
     """The name of full fine-tuning's row, whatever options it has; the first one's, if there are several."""
     return next((spec.slug for spec in recipe.compare if spec.name == BASELINE), BASELINE)
 

@@ -64,7 +64,7 @@ def contrast(first: Path, second: Path, *, margin: float) -> Contrast:
     metric = METRICS[load_recipe(first / "recipe.yaml").task]
     written = metric_named(metric)
     scores = float(ours["test"][metric]), float(theirs["test"][metric])
-    margin *= 1 if written.percent else scores[1]
+    margin = written.margin(margin, scores[1])
     rows = per_row([ours["test"]]), per_row([theirs["test"]])
     if metric == "loss" and not np.array_equal(rows[0].wholes, rows[1].wholes):
         raise UserError(
@@ -86,6 +86,8 @@ def _tested(folder: Path) -> dict[str, Any]:
     if not (folder / "metrics.json").is_file() or not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder} is not the output folder of a finished `smidgen train`.")
     metrics: dict[str, Any] = files.read_json(folder / "metrics.json")
+    if metrics.get("test") is None:
+        raise UserError(f"{folder} was not scored on the test split (score_test: false), so that there is nothing yet.")
     return metrics
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,8 +16,9 @@ from smidgen.errors import UserError
 from smidgen.process.problems import shown, unknown
 from smidgen.process.recipe import TARGETS, DataConfig, Task
 from smidgen.process.spans import Span, read_spans
-from smidgen.process.splits import normalize, set_aside
+from smidgen.process.splits import normalize, set_aside, together
 from smidgen.process.tables import as_text, read_table
+from smidgen.process.words import counted, some
 
 Target = str | tuple[Span, ...]
 """A label, an answer, or labelled spans."""
@@ -191,7 +192,7 @@ def _conflicts(rows: Sequence[Row]) -> list[str]:
         return []
     text, labels = next(iter(conflicting.items()))
     return [
-        f"data.train gives {_count(conflicting, 'text')} different labels in different rows, "
+        f"data.train gives {counted(conflicting, 'text')} different labels in different rows, "
         f"such as {shown(text)}: {_listed(sorted(labels))}."
     ]
 
@@ -226,7 +227,7 @@ def _overlaps(splits: Mapping[str, Sequence[Row]]) -> list[str]:
         if both := groups.get(later, set()) & groups.get(earlier, set()):
             count = sum(row.group in both for row in splits[later])
             notes.append(
-                f"{count} of the {len(splits[later])} rows of data.{later} belong to {_count(both, 'group')} of "
+                f"{count} of the {len(splits[later])} rows of data.{later} belong to {counted(both, 'group')} of "
                 f"data.{earlier} ({_listed(sorted(both))}): a score on them is no measure of new groups."
             )
     return notes
@@ -240,11 +241,13 @@ def _make_splits(splits: dict[str, list[Row]], config: DataConfig, task: Task) -
     wanted = [split for split in shares if split not in splits]
     for split in wanted:
         train = splits["train"]
-        share = min(1.0, shares[split] * whole / len(train))  # of the rows that are left
-        texts = [row.text for row in train]
-        labels = [row.target if stratify and isinstance(row.target, str) else "" for row in train]
-        groups = [row.group for row in train] if config.group else None
-        chosen = set(set_aside(texts, labels, share, seed=config.seed, groups_of=groups))
+        given = [row for other, rows in splits.items() if other != "train" for row in rows]
+        free = _apart(train, given, by_group=config.group is not None)
+        share = min(1.0, shares[split] * whole / max(1, len(free)))  # of the rows that are left
+        texts = [train[row].text for row in free]
+        labels = [_stratum(train[row]) if stratify else "" for row in free]
+        groups = [train[row].group for row in free] if config.group else None
+        chosen = {free[row] for row in set_aside(texts, labels, share, seed=config.seed, groups_of=groups)}
         if not chosen:
             each = (" of different groups" if config.group else "") + (" for any label" if stratify else "")
             raise UserError(
@@ -261,8 +264,19 @@ def _make_splits(splits: dict[str, list[Row]], config: DataConfig, task: Task) -
     kinds = {split: {label for row in splits[split] for label in _labels_in(row)} for split in ("train", "test")}
     unmeasured = sorted(kinds["train"] - kinds["test"])
     if task != "generation" and "test" in wanted and unmeasured:
-        notes.append(f"Too rare to be in the test split: {_count(unmeasured, 'label')} ({_listed(unmeasured)}).")
+        notes.append(f"Too rare to be in the test split: {counted(unmeasured, 'label')} ({_listed(unmeasured)}).")
     return notes
+
+
+def _apart(train: Sequence[Row], given: Sequence[Row], *, by_group: bool) -> list[int]:
+    """The training rows that share no text, and no group, with a row of another split, or with one that does."""
+    rows = [*train, *given]
+    tied = together([row.text for row in rows], [row.group for row in rows] if by_group else None)
+    return sorted(row for own in tied.values() if max(own) < len(train) for row in own)
+
+
+def _stratum(row: Row) -> str:
+    return row.target if isinstance(row.target, str) else ""
 
 
 def _draw(splits: dict[str, list[Row]], config: DataConfig) -> list[str]:
@@ -280,11 +294,5 @@ def _draw(splits: dict[str, list[Row]], config: DataConfig) -> list[str]:
     return [f"Draw {config.draw} of {whole} training rows: {config.rows} to train on, {kept} to validate on."]
 
 
-def _count(things: Iterable[object], name: str) -> str:
-    number = len(list(things))
-    return f"{number} {name}{'' if number == 1 else 's'}"
-
-
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LABELS_NAMED} more" if len(names) > LABELS_NAMED else ""
-    return f"{', '.join(map(repr, names[:LABELS_NAMED]))}{more}"
+    return some(list(map(repr, names)), LABELS_NAMED)

@@ -51,6 +51,7 @@ class Chart:
         is_logarithmic: whether equal distances across are equal ratios.
         marks: values to draw a line at, such as the ends of a margin.
         shortest: the least that the vertical axis spans, so that a small difference does not look like a mountain.
+        baseline: the name of the line that the others are measured against, if there is one.
     """
 
     kind: Literal["lines", "intervals"]
@@ -61,6 +62,7 @@ class Chart:
     is_logarithmic: bool = False
     marks: Sequence[float] = ()
     shortest: float = 0.02
+    baseline: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

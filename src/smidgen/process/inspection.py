@@ -18,6 +18,7 @@ from smidgen.process.recipe import Task
 from smidgen.process.similar import LARGEST as MOST_COMPARED
 from smidgen.process.similar import nearly_equal
 from smidgen.process.splits import normalize
+from smidgen.process.words import counted, some
 
 SPLITS = ("train", "validation", "test")
 
@@ -106,11 +107,14 @@ def inspect_data(job: Job) -> Inspection:
     good: list[str] = []
     for check in CHECKS:
         if look.task in check.tasks:
-            found = list(check.find(look))
+            found, limit = list(check.find(look)), look.limits.get(check.find, "")
             findings += [
-                dataclasses.replace(one, rows=one.rows[:SHOWN], more=max(0, len(one.rows) - SHOWN)) for one in found
+                dataclasses.replace(
+                    one, summary=one.summary + limit, rows=one.rows[:SHOWN], more=max(0, len(one.rows) - SHOWN)
+                )
+                for one in found
             ]
-            good += [] if found else [check.fine + look.limits.get(check.find, "")]
+            good += [] if found else [check.fine + limit]
     return Inspection(
         notes=job.notes,
         rows={split: len(rows) for split, rows in look.splits.items()},
@@ -221,7 +225,9 @@ def contradicted(look: Look) -> Iterator[Finding]:
         what = ANSWERS[look.task]
         rows = [look.found(*look.places[min(own.values())], note=" / ".join(map(_short, own))) for own in several]
         yield Finding(
-            f"Different {what} of one text", f"{_count(several, 'text')} with different {what} in different rows.", rows
+            f"Different {what} of one text",
+            f"{counted(several, 'text')} with different {what} in different rows.",
+            rows,
         )
 
 
@@ -248,12 +254,12 @@ def rare(look: Look) -> Iterator[Finding]:
     unit = "spans" if look.task == "token-classification" else "rows"
     if few:
         yield Finding(
-            "Rare labels", f"{_count(few, 'label')} with fewer than {FEW} {unit} to train on: {_listed(few)}."
+            "Rare labels", f"{counted(few, 'label')} with fewer than {FEW} {unit} to train on: {some(few, SHOWN)}."
         )
     if absent:
         yield Finding(
             "Labels without a test",
-            f"{_count(absent, 'label')} not in data.test, so that no score says how they do: {_listed(absent)}.",
+            f"{counted(absent, 'label')} not in data.test, so that no score says how they do: {some(absent, SHOWN)}.",
         )
 
 
@@ -312,14 +318,6 @@ def _first(most: int, count: int) -> str:
 
 def _of(some: Sequence[object], every: Sequence[object]) -> str:
     return f"{len(some):,} of the {len(every):,} rows"
-
-
-def _count(things: Sequence[object], name: str) -> str:
-    return f"{len(things):,} {name}{'s' if len(things) != 1 else ''}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _short(text: str) -> str:

@@ -150,6 +150,7 @@ def _open(path: Path, kept: int) -> BufferedWriter:
     """The log, to append to after the bytes that are kept."""
     file = path.open("ab")
     file.truncate(min(kept, file.tell()))
+    file.seek(0, os.SEEK_END)
     return file
 
 

@@ -279,6 +279,11 @@ class Recipe(RunRecipe):
         return METRICS[self.task]
 
     @property
+    def undrawn(self) -> Recipe:
+        """The same with all rows of its data."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"rows": None})})
+
+    @property
     def starting_folder(self) -> Path | None:
         """The folder of the adapter that training goes on from."""
         if self.start is None:

@@ -27,7 +27,7 @@ from smidgen.process.only_one import only_one
 from smidgen.process.recipe import Recipe, check_begins_anew
 from smidgen.process.runs import Run
 from smidgen.process.statistics import beyond_chance
-from smidgen.process.studies.words import several_seeds
+from smidgen.process.studies.checks import several_seeds
 from smidgen.process.technique import TechniqueSpec
 from smidgen.process.trainer import Tell, Trainer
 from smidgen.report.findings import write_findings

@@ -12,13 +12,15 @@ from smidgen.process.data import Example, TaskData
 from smidgen.process.inspection import SPLITS
 from smidgen.process.recipe import TARGETS, Recipe
 
+SOURCE = "source.json"
+
 
 def save_splits(recipe: Recipe, whole: TaskData, folder: Path) -> Path:
-    """Write train.jsonl, validation.jsonl, test.jsonl and recipe.yaml.
+    """Write train.jsonl, validation.jsonl, test.jsonl, recipe.yaml, and source.json, which says of what they are.
 
     Args:
         recipe: of the data.
-        whole: its rows, from which `data.rows` are drawn when the recipe that is written is read.
+        whole: its rows, of which none are left out; `data.rows` are drawn when the recipe that is written is read.
         folder: a new one.
 
     Returns:
@@ -37,7 +39,17 @@ def save_splits(recipe: Recipe, whole: TaskData, folder: Path) -> Path:
         paths = {split: f"{split}.jsonl" for split in SPLITS}  # beside the recipe, wherever the folder is moved
         data = recipe.data.model_copy(update={**paths, "text": "text", column: column, "group": None})
         files.write_text(new / "recipe.yaml", recipe.model_copy(update={"data": data, "output": "run"}).written())
+        files.write_json(new / SOURCE, _source(recipe, whole))
     return folder / "recipe.yaml"
+
+
+def are_of(folder: Path, recipe: Recipe, whole: TaskData) -> bool:
+    """Whether the splits in a folder were made of these rows."""
+    return (folder / SOURCE).is_file() and files.read_json(folder / SOURCE) == _source(recipe, whole)
+
+
+def _source(recipe: Recipe, whole: TaskData) -> dict[str, Any]:
+    return {"data": recipe.data.model_dump(mode="json"), "rows": whole.fingerprint()}
 
 
 def check_new(folder: Path) -> None:

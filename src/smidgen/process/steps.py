@@ -15,7 +15,7 @@ from smidgen.errors import UserError
 from smidgen.process import checkpoint, finding
 from smidgen.process.data import load_data
 from smidgen.process.finding import Chart, Finding, Line, Point
-from smidgen.process.identification import Ranks, Sensitivity, allotted, identify, technique_of
+from smidgen.process.identification import Ranks, Sensitivity, allotted, identify, low_rank, technique_of
 from smidgen.process.inspection import inspect_data
 from smidgen.process.job import prepare
 from smidgen.process.log import check_tracker
@@ -23,8 +23,8 @@ from smidgen.process.pretrain import pretrain
 from smidgen.process.recipe import Recipe, check_begins_anew, load_recipe
 from smidgen.process.refine import check_refinable, refine
 from smidgen.process.run_recipe import RunRecipe
-from smidgen.process.saved_splits import save_splits
-from smidgen.process.studies.words import several_seeds
+from smidgen.process.saved_splits import are_of, save_splits
+from smidgen.process.studies.checks import several_seeds
 from smidgen.process.study import study
 from smidgen.process.technique import TechniqueSpec
 from smidgen.process.trainer import Tell
@@ -133,12 +133,10 @@ def _with_splits(recipe: Recipe) -> Recipe:
         UserError: they are of other data, or of data that have changed.
     """
     folder = Path(recipe.output) / "splits"
-    whole = load_data(recipe.data.model_copy(update={"rows": None}), recipe.task)
-    source = {"data": recipe.data.model_dump(mode="json"), "rows": whole.fingerprint()}
+    whole = load_data(recipe.undrawn.data, recipe.task)
     if not folder.exists():
         save_splits(recipe, whole, folder)
-        files.write_json(folder / "source.json", source)
-    if not (folder / "source.json").is_file() or files.read_json(folder / "source.json") != source:
+    if not are_of(folder, recipe, whole):
         raise UserError(f"{folder} holds splits of other data. Remove {folder.parent}, or give another output.")
     return recipe.model_copy(update={"data": load_recipe(folder / "recipe.yaml").data})
 
@@ -153,7 +151,7 @@ def _ranks(recipe: Recipe, layers: Sequence[Sensitivity]) -> Ranks | None:
 
 
 def _inspect(recipe: Recipe) -> Finding:
-    inspected = inspect_data(prepare(recipe))
+    inspected = inspect_data(prepare(recipe.undrawn))
     sizes = ", ".join(f"{numbers.count(rows)} to {split}" for split, rows in inspected.rows.items())
     looks = f"{len(inspected.findings)} things to look at" if inspected.findings else "nothing to look at"
     return Finding(
@@ -195,16 +193,17 @@ def _identification(layers: Sequence[Sensitivity]) -> Finding:
 
 
 def _chosen(recipe: Recipe, layers: Sequence[Sensitivity], ranks: Ranks) -> Recipe:
-    return recipe.model_copy(update={"technique": TechniqueSpec.parse(technique_of(layers, ranks))})
+    entries = technique_of(layers, ranks, like=low_rank(recipe))
+    return recipe.model_copy(update={"technique": TechniqueSpec.parse(entries)})
 
 
 def _subset(recipe: Recipe, layers: Sequence[Sensitivity], ranks: Ranks | None) -> Finding:
-    plan = prepare(recipe).plan()
+    adapter = prepare(recipe).adapter
     title = "4 · Subset selection"
-    total = plan.trainable + plan.frozen
-    answer = f"{numbers.count(plan.trainable)} of {numbers.count(total)} parameters are trained."
+    answer = f"{numbers.count(adapter.trainable)} of {numbers.count(adapter.total)} parameters are trained."
     if ranks is None:
-        return Finding(title, f"{answer} {plan.technique} is the recipe's.", (), (), None, (), ())
+        titles = " + ".join(method.title for method in adapter.methods)
+        return Finding(title, f"{answer} {titles} is the recipe's.", (), (), None, (), ())
     trained = [layer for layer in layers if ranks.get(layer.place)]
     frozen = [layer.place for layer in layers if not ranks.get(layer.place)]
     return Finding(

@@ -140,9 +140,11 @@ def train(
         if parallel.summed(bool(stop))[0]:
             raise _interrupted(progress, steps, recipe)
     if not best:
+        last = progress.curve[-1]
         raise UserError(
-            f"After the first epoch the loss of probe.text was {progress.curve[-1]['probe_loss']:.3f}, and before it "
-            f"{progress.probe_loss:.3f}: more than probe.rise lets it rise. Lower training.learning_rate, or raise it."
+            f"After epoch {last['epoch']:g}, before any that could be kept, the loss of probe.text was "
+            f"{last['probe_loss']:.3f}, and at the start {progress.probe_loss:.3f}: more than probe.rise lets it rise. "
+            "Lower training.learning_rate, or raise it."
         )
     parallel.set_weights(adapter, best)
     return progress

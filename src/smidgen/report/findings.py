@@ -51,7 +51,7 @@ def draw_chart(chart: Chart | None) -> Markup:
     if chart is None or not lines:
         return Markup("")
     techniques = tuple(Technique(name=line.name, title=line.label) for line in lines)
-    entries = entries_of(Comparison(techniques=techniques, baseline="full"))
+    entries = entries_of(Comparison(techniques=techniques, baseline=chart.baseline))
     kind = _lines if chart.kind == "lines" else _intervals
     return Markup("").join(kind(chart, list(zip(entries, lines, strict=True)), layout) for layout in FORMATS)
 

@@ -17,8 +17,9 @@ from smidgen.process.data import TaskData
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Metrics, Run, share_of_cores, what_went_wrong
-from smidgen.process.studies.words import listed, needs_full
+from smidgen.process.studies.checks import needs_full
 from smidgen.process.trainer import Trainer, titles_of
+from smidgen.process.words import listed
 from smidgen.report import numbers
 
 TASKS = 10
@@ -84,6 +85,7 @@ def study_cost(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
                 for row in rows
             ],
             marks=(100 - 100 * CLOSE, 100, 100 + 100 * CLOSE),
+            baseline=full,
         ),
         notes=(
             "Time is that of the training steps, without evaluation; memory is the peak of the whole process, the mean "

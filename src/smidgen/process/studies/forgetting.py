@@ -11,15 +11,17 @@ import torch
 
 from smidgen import files
 from smidgen.errors import UserError
+from smidgen.process.compare import baseline_of
 from smidgen.process.data import TaskData
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.job import reopen
 from smidgen.process.models import load_model
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Metrics, Run
-from smidgen.process.studies.words import check_tasks, listed
+from smidgen.process.studies.checks import check_tasks
 from smidgen.process.technique import TechniqueSpec
 from smidgen.process.trainer import Trainer, titles_of
+from smidgen.process.words import listed
 from smidgen.report import numbers
 from smidgen.report.numbers import Metric, metric_named
 
@@ -69,16 +71,16 @@ def _of_text(recipe: Recipe, trainer: Trainer) -> Finding:
     measured = trainer.train_each(runs)
     keeper = _Kept(Path(recipe.output) / "study" / "forgetting-scores.json")
     untouched = {name: all(keeper.is_untouched(run) for run in runs[name]) for name in measured}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "technique": name,
-            "before": found[0]["probe"]["before"],
+            "before": [run["probe"]["before"] for run in found],
             "after": [run["probe"]["after"] for run in found],
             "scores": [run["test"][recipe.metric] for run in found],
         }
         for name, found in measured.items()
     ]
-    rises = {row["technique"]: float(np.mean(row["after"])) / row["before"] - 1 for row in rows}
+    rises = {row["technique"]: float(np.mean(_rises(row))) for row in rows}
     told = [f"{titles[name]} {numbers.signed(100 * rise, 1)} %" for name, rise in rises.items()]
     return Finding(
         title="What is forgotten?",
@@ -88,7 +90,7 @@ def _of_text(recipe: Recipe, trainer: Trainer) -> Finding:
             (
                 titles[row["technique"]],
                 metric.score(float(np.mean(row["scores"]))),
-                f"{row['before']:.3f}",
+                f"{np.mean(row['before']):.3f}",
                 f"{np.mean(row['after']):.3f}",
                 numbers.signed(100 * rises[row["technique"]], 1),
                 DISABLED[untouched[row["technique"]]],
@@ -100,10 +102,9 @@ def _of_text(recipe: Recipe, trainer: Trainer) -> Finding:
             title="Change of general text's loss; each seed's lowest and highest",
             across="Change of the loss, %",
             up="",
-            lines=[
-                Line(row["technique"], titles[row["technique"]], [_change(row["before"], row["after"])]) for row in rows
-            ],
+            lines=[Line(row["technique"], titles[row["technique"]], [_change(_rises(row))]) for row in rows],
             marks=(0.0,),
+            baseline=baseline_of(recipe),
         ),
         notes=(
             "General text is probe.text, in blocks, with the adapter active; probe.rise guards nothing here. Disabled: "
@@ -113,8 +114,13 @@ def _of_text(recipe: Recipe, trainer: Trainer) -> Finding:
     )
 
 
-def _change(before: float, after: Sequence[float]) -> Point:
-    changes = [100 * (value / before - 1) for value in after]
+def _rises(row: Mapping[str, Any]) -> list[float]:
+    """How much the loss of general text rose with each seed, as a part of what it was."""
+    return [after / before - 1 for before, after in zip(row["before"], row["after"], strict=True)]
+
+
+def _change(rises: Sequence[float]) -> Point:
+    changes = [100 * rise for rise in rises]
     return Point(0, float(np.mean(changes)), min(changes), max(changes))
 
 
@@ -170,6 +176,7 @@ def _of_tasks(recipe: Recipe, trainer: Trainer) -> Finding:
                 )
                 for row in rows
             ],
+            baseline=baseline_of(recipe),
         ),
         notes=(
             f"One adapter learns {len(names)} tasks one after the other ({', '.join(names)}), each with a head of its "

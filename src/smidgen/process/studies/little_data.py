@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,14 +14,21 @@ from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Metrics, Run, budget, steps_of
 from smidgen.process.statistics import beyond_chance, interval, per_row
-from smidgen.process.studies.words import listed, needs_full
+from smidgen.process.studies.checks import needs_full
 from smidgen.process.technique import TechniqueSpec
 from smidgen.process.trainer import Trainer, scores_of, titles_of
+from smidgen.process.words import listed
 from smidgen.report.entries import within_sentence
 from smidgen.report.numbers import Metric, count, metric_named
 
 Curve = dict[int, list[Metrics]]
 """The runs of each number of rows."""
+
+
+JUDGED = (
+    "Ahead and behind mean that the 95 % interval of the paired difference leaves out 0, over rows and over draws. "
+    "Each comparison is judged by itself, so that one in twenty of equals would seem so by chance."
+)
 
 
 def study_little_data(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
@@ -57,12 +65,11 @@ def study_little_data(recipe: Recipe, data: TaskData, trainer: Trainer) -> Findi
             )
             for name, curve in curves.items()
         ],
-        chart=chart_of({name: (titles[name], curve) for name, curve in curves.items()}, recipe.metric),
+        chart=chart_of({name: (titles[name], curve) for name, curve in curves.items()}, recipe.metric, baseline=full),
         notes=(
             f"{recipe.study.draws} draws of each number of rows, and the recipe's seeds on all of them; behind ± the "
             "standard deviation. As many rows validate as train, at most; the test split is always whole. The mean "
-            "over the curve counts equal ratios of rows alike. Ahead and behind mean that the 95 % interval of the "
-            "paired difference leaves out 0, over rows and over draws.",
+            f"over the curve counts equal ratios of rows alike. {JUDGED}",
         ),
         rows=rows_of(curves, recipe.metric),
     )
@@ -72,9 +79,11 @@ def few_sizes(recipe: Recipe, data: TaskData) -> tuple[int, ...]:
     """The numbers of rows below all of them.
 
     Raises:
-        UserError: more are wanted than there are.
+        UserError: more are wanted than there are, or the recipe draws some itself.
     """
     rows, sizes = len(data.train), recipe.study.sizes
+    if recipe.data.rows is not None:
+        raise UserError(f"data.rows={recipe.data.rows} is given, and this study draws rows by itself. Leave it out.")
     if sizes and sizes[-1] > rows:
         raise UserError(
             f"study.sizes={list(sizes)} goes beyond the {count(rows)} training rows. Leave out what is above: all rows "
@@ -93,9 +102,14 @@ def few_run(
     folder: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Run:
-    """A run on few rows: with as many steps as on all of them, or `study.steps` if those are fewer."""
-    training = recipe.training
-    steps = min(recipe.study.steps, steps_of(training, len(data.train)))
+    """A run on few rows: with as many steps as on all of them, or `study.steps` if those are fewer.
+
+    Patience is as many rows that are trained on, since an epoch of few rows is a few steps.
+    """
+    training, whole = recipe.training, len(data.train)
+    steps = min(recipe.study.steps, steps_of(training, whole))
+    if training.patience is not None:
+        training = training.model_copy(update={"patience": math.ceil(training.patience * whole / size)})
     return Run.of(
         recipe,
         spec,
@@ -120,7 +134,7 @@ def area(curve: Curve, sizes: Sequence[int], metric: str) -> float | None:
     return float(np.trapezoid(means, at) / (at[-1] - at[0]))
 
 
-def chart_of(curves: Mapping[str, tuple[str, Curve]], metric_name: str) -> Chart:
+def chart_of(curves: Mapping[str, tuple[str, Curve]], metric_name: str, *, baseline: str | None = None) -> Chart:
     """Lines over the number of rows, by the name that gives the colour: each with its label."""
     metric = metric_named(metric_name)
     return Chart(
@@ -134,6 +148,7 @@ def chart_of(curves: Mapping[str, tuple[str, Curve]], metric_name: str) -> Chart
             Line(name, label, [_point(size, curve[size], metric_name, metric) for size in sorted(curve)])
             for name, (label, curve) in curves.items()
         ],
+        baseline=baseline,
     )
 
 

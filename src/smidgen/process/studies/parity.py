@@ -11,8 +11,9 @@ from smidgen.process.data import TaskData
 from smidgen.process.equivalence import SIGNIFICANT, Equivalence, Verdict, equivalence, holm, verdict
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.recipe import Recipe
-from smidgen.process.studies.words import listed, needs_full, several_seeds
+from smidgen.process.studies.checks import needs_full, several_seeds
 from smidgen.process.trainer import Trainer, scores_of, titles_of
+from smidgen.process.words import listed
 from smidgen.report.numbers import metric_named
 
 VERDICTS: dict[Verdict, str] = {
@@ -34,12 +35,13 @@ def study_parity(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
     metric = metric_named(recipe.metric)
     measured = {name: scores_of(own, recipe.metric) for name, own in trainer.train_compared().items()}
     if full not in measured:
-        raise UserError(f"Full fine-tuning failed, so that there is nothing to compare with: {trainer.failures}")
-    scale = 1.0 if metric.percent else float(np.mean(measured[full]))
-    margin = recipe.study.margin * scale
+        raise UserError(
+            f"Full fine-tuning failed, so that there is nothing to compare with: {'; '.join(trainer.failures.values())}"
+        )
+    margin = metric.margin(recipe.study.margin, float(np.mean(measured[full])))
     titles, others = titles_of(recipe), [name for name in measured if name != full]
     if not others:
-        raise UserError(f"Every technique but full fine-tuning failed: {trainer.failures}")
+        raise UserError(f"Every technique but full fine-tuning failed: {_reasons(trainer)}")
     level = SIGNIFICANT / len(others)
     least = 1 / len(data.test) if metric.percent else 0.0
     found = {
@@ -81,7 +83,7 @@ def study_parity(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
         ],
         chart=Chart(
             kind="intervals",
-            title=f"Difference to full fine-tuning, with the interval that must lie within {within}",
+            title=f"Difference to full fine-tuning, with its interval; the band is {within} to either side",
             across=f"{metric.heading} less full fine-tuning's",
             up="",
             lines=[
@@ -89,6 +91,7 @@ def study_parity(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
                 for name, own in found.items()
             ],
             marks=(-shown(margin), 0.0, shown(margin)),
+            baseline=full,
         ),
         notes=_notes(recipe, within),
         rows=[
@@ -102,6 +105,10 @@ def study_parity(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
             for name, own in found.items()
         ],
     )
+
+
+def _reasons(trainer: Trainer) -> str:
+    return "; ".join(f"{run}: {error}" for run, error in trainer.failures.items())
 
 
 def _answer(

@@ -17,10 +17,21 @@ from smidgen.process.job import reopen
 from smidgen.process.models import load_model, quietly
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Run
-from smidgen.process.studies.little_data import Curve, area, cell_of, chart_of, few_run, few_sizes, rows_of, standing
-from smidgen.process.studies.words import check_tasks, listed
+from smidgen.process.studies.checks import check_tasks
+from smidgen.process.studies.little_data import (
+    JUDGED,
+    Curve,
+    area,
+    cell_of,
+    chart_of,
+    few_run,
+    few_sizes,
+    rows_of,
+    standing,
+)
 from smidgen.process.technique import Part, TechniqueSpec
 from smidgen.process.trainer import Trainer, titles_of
+from smidgen.process.words import listed
 from smidgen.report.numbers import count, metric_named
 from smidgen.stacking import adapters
 
@@ -195,8 +206,7 @@ def _finding(recipe: Recipe, curves: Mapping[str, Curve], sizes: Sequence[int], 
         notes=(
             f"{recipe.study.draws} draws of each number of rows; behind ± the standard deviation. What starts from "
             "another task keeps that task's adapter and goes on training it under a new head; a head alone is trained "
-            "on the model with the adapter merged into it. Ahead and behind mean that the 95 % interval of the paired "
-            "difference leaves out 0, over rows and over draws.",
+            f"on the model with the adapter merged into it. {JUDGED}",
         ),
         rows=rows_of(curves, recipe.metric),
     )
@@ -208,4 +218,4 @@ def _answer(curves: Mapping[str, Curve], arms: Mapping[str, Arm], metric_name: s
         for name, curve in curves.items()
         if name != arms[name].new and arms[name].new in curves
     ]
-    return f"Against the same technique begun anew: {' '.join(sentences)}"
+    return f"Against the same technique begun anew: {' '.join(sentences) or 'nothing else ran to its end.'}"

@@ -1,8 +1,6 @@
-"""What the studies say alike."""
+"""What the studies ask of a recipe alike."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from smidgen.errors import UserError
 from smidgen.process.compare import BASELINE
@@ -38,8 +36,3 @@ def several_seeds(recipe: Recipe) -> None:
     """Raise a UserError if there is a single seed, which says nothing about chance."""
     if len(recipe.seeds) < 2:
         raise UserError(f"seeds={list(recipe.seeds)} is a single one, and says nothing about chance: give 3 or more.")
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them: a, b and c."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
