@@ -143,6 +143,15 @@ def test_other_changes_of_weights_become_the_nearest_lora(how: str) -> None:
                 torch.testing.assert_close(changes(made)[place.name], expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("order", [("own", "lora"), ("lora", "own")])
+def test_one_that_trains_the_model_s_own_alone_leaves_the_others_in(order: tuple[str, str]) -> None:
+    methods = {"own": METHODS["head"](), "lora": LoRA(rank=2)}
+    model, found = members({name: methods[name] for name in order}, "bert")
+    combined = combine(model, dict.fromkeys(order, 0.5), name="both")
+    assert [method.name for method in combined.methods] == ["lora"]
+    assert len(combined.places[0]) == len(found["lora"].places[0])
+
+
 def test_what_cannot_be_combined_is_refused() -> None:
     model, _ = members({"a": LoRA(rank=2), "b": PrefixTuning(length=2), "c": PrefixTuning(length=3)})
     for weights, how, message in (

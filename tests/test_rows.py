@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 from smidgen import (
     METHODS,
     Adapter,
+    BitFit,
+    DoRA,
     FullFineTuning,
     LoRA,
     LoRAPlus,
@@ -162,6 +164,16 @@ def test_what_rows_refuses() -> None:
         pass
     with rows(model, ["mine", None, "mine"]), pytest.raises(ValueError, match="3 rows, and the batch has 4"):
         model(**make_batch("bert"))
+
+
+def test_what_computes_with_a_bias_that_is_trained_as_well_is_refused() -> None:
+    model = build("bert")
+    attach(model, [DoRA(), BitFit()], name="both")
+    with (
+        pytest.raises(ValueError, match=r"DoRA of adapter 'both' computes with bert\..*bias, which the adapter trains"),
+        rows(model, ["both"]),
+    ):
+        pass
 
 
 def test_inside_rows_the_active_adapter_is_not_changed() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from smidgen import AdapterDrop, LoRA, Pfeiffer, PrefixTuning, PromptTuning, attach, rows, stack
+from smidgen import AdapterDrop, LoRA, Pfeiffer, PrefixTuning, Progressive, PromptTuning, attach, rows, stack
 from tests.conftest import build, make_batch
 from tests.methods.test_contract import disturb, logits
 
@@ -72,6 +72,16 @@ def test_the_last_one_trains_and_the_others_are_frozen() -> None:
     task.activate()
     assert not language.active
     assert [p.requires_grad for p in task.parameters()] == [p is not kept for p in task.parameters()]
+
+
+def test_a_frozen_one_with_a_schedule_stays_frozen() -> None:
+    model = build("bert")
+    lower = attach(model, Progressive(keep_base=True), name="lower")
+    attach(model, LoRA(), name="upper")
+    stack(model, ["lower", "upper"])
+    assert not any(parameter.requires_grad for parameter in lower.parameters())
+    lower.activate()
+    assert any(parameter.requires_grad for parameter in lower.parameters())
 
 
 def test_a_frozen_one_computes_as_it_is_served_while_another_trains() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import transformers
 
-from smidgen import LoRA, Parallel, attach, targets
+from smidgen import Houlsby, LlamaAdapter, LoRA, Parallel, PrefixTuning, Progressive, attach, targets
+from smidgen.stacking import adapters
 from tests.conftest import build
+from tests.methods.test_contract import disturb
 
 
 def names(architecture: str, wanted: str, layers: str = "all") -> list[str]:
@@ -125,6 +128,71 @@ def test_the_report_marks_uneven_matches() -> None:
     assert targets.report(model, found) == ["attention.self.query: 2 of 3 blocks"]
     assert targets.report(model, targets.find(model, "blocks")) == ["whole block: 3 of 3 blocks"]
     assert targets.report(model, targets.find(model, "pooler.dense")) == ["bert.pooler.dense: outside the blocks"]
+
+
+def test_a_cross_attention_starts_from_its_queries_wherever_they_stand() -> None:
+    """BART registers the keys' layer first, which reads the encoder's states."""
+    places = targets.find(build("bart"), "attention-sublayer")
+    assert {place.source.rpartition(".")[2] for place in places if place.source} == {"q_proj"}
+    model = build("bart")
+    disturb(attach(model, Parallel(targets="attention-sublayer")))
+    torch.manual_seed(0)
+    ids = torch.randint(3, 60, (2, 6))
+    with torch.no_grad():
+        short = model(input_ids=ids, decoder_input_ids=ids[:, :4]).logits
+        long = model(input_ids=ids, decoder_input_ids=ids).logits
+    torch.testing.assert_close(short, long[:, :4], atol=1e-5, rtol=0)
+
+
+def test_a_bottleneck_on_one_of_several_experts_is_refused() -> None:
+    config = transformers.SwitchTransformersConfig(
+        vocab_size=60,
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_layers=2,
+        num_heads=2,
+        num_experts=3,
+        num_sparse_encoder_layers=2,
+    )
+    model = transformers.SwitchTransformersForConditionalGeneration(config)
+    for method in (Houlsby(), Parallel(targets="sublayers")):
+        with pytest.raises(ValueError, match=r"would act on the tokens of one expert alone.*'attention-sublayer'"):
+            attach(model, method)
+    attach(model, Houlsby(targets="attention-sublayer"))
+
+
+def test_keys_and_values_of_different_sizes_take_no_prefix() -> None:
+    config = transformers.DeepseekV3Config(
+        vocab_size=60,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        n_routed_experts=2,
+        num_experts_per_tok=1,
+        n_group=1,
+        topk_group=1,
+        kv_lora_rank=8,
+        q_lora_rank=8,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+    )
+    model = transformers.DeepseekV3ForCausalLM(config)
+    for method in (PrefixTuning(), LlamaAdapter()):
+        with pytest.raises(ValueError, match="a prefix has both alike"):
+            attach(model, method)
+
+
+def test_layers_that_a_technique_cannot_have_leave_the_model_as_it_was() -> None:
+    model = build("bert")
+    with pytest.raises(ValueError, match="last:99"):
+        attach(model, [LoRA(), Progressive(weights=False, layers="last:99")])
+    assert not adapters(model)
+    attach(model, LoRA())
 
 
 def test_parallel_adapters_need_whole_sublayers() -> None:

@@ -305,7 +305,7 @@ class Adapter:
         kept = {id(parameter) for parameter in self._frozen}
         for parameter in parameters:
             parameter.requires_grad_(active and trains and id(parameter) not in kept)
-        if active:
+        if active and trains:
             stepping.schedule(self)
 
     @contextlib.contextmanager

@@ -173,11 +173,16 @@ def find(model: PreTrainedModel, layers: str = "all") -> list[Place]:
     """
     names = {module: name for name, module in model.named_modules()}
     inside = tuple(f"{block}." for block in choose_blocks(model, layers))
-    places = {
-        names[module]: Place(names[module], module, (key.shape[1], key.shape[3]), site="attention")
-        for module, key, _ in watch(model, _smallest_inputs(model))
-        if names[module].startswith(inside)
-    }
+    places: dict[str, Place] = {}
+    for module, key, value in watch(model, _smallest_inputs(model)):
+        name, shapes = names[module], (key.shape[1::2], value.shape[1::2])
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{name} of {type(model).__name__} has keys of {tuple(shapes[0])} heads and numbers a head, and values "
+                f"of {tuple(shapes[1])}; a prefix has both alike. Prompt tuning, LoRA and adapters work on it."
+            )
+        if name.startswith(inside):
+            places[name] = Place(name, module, (key.shape[1], key.shape[3]), site="attention")
     if without := [block for block in inside if not any(name.startswith(block) for name in places)]:
         raise ValueError(
             f"No attention of {without[0].removesuffix('.')} and {len(without) - 1} other blocks of "

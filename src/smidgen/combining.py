@@ -86,7 +86,7 @@ def combine(
     labels = members[0].labels if members[0].head_names else None
     with alone(model):  # what weights change is their change of the base model's
         own = _own(members, shares, how, density, seed)
-        if (len(members) == 1 and shares == [1.0]) or not any(map(len, members[0].places)):
+        if (len(members) == 1 and shares == [1.0]) or not any(found for member in members for found in member.places):
             made = _copied(members[0])
         elif how == "mean":
             made = _mean(members, shares)

@@ -272,6 +272,11 @@ def cast(parameter: Tensor, like: Tensor) -> Tensor:
     return parameter if parameter.dtype == like.dtype else parameter.to(like.dtype)
 
 
+def without_autocast(parameter: Tensor) -> torch.autocast:
+    """A context in which what is computed of parameters keeps their own number format."""
+    return torch.autocast(parameter.device.type, enabled=False)
+
+
 def check_share(technique: str, field: str, value: float) -> None:
     """Raise a ValueError unless `value` is a probability below 1."""
     if not 0.0 <= value < 1.0:

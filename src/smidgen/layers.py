@@ -79,9 +79,9 @@ def add_to_weight(layer: nn.Module, update: Tensor) -> None:
 
 def embedding_rows(embedding: nn.Module) -> Tensor:
     """The rows that an embedding gives, (vocabulary, hidden size): its weight, multiplied where the model does so."""
-    weight = embedding.weight
+    weight, scale = embedding.weight, getattr(embedding, "embed_scale", None)
     assert isinstance(weight, Tensor)
-    return weight.detach() * getattr(embedding, "embed_scale", 1.0)
+    return weight.detach() if scale is None else weight.detach() * scale
 
 
 def is_causal(model: nn.Module) -> bool:

@@ -210,9 +210,8 @@ class VirtualTokens:
             labels = inputs.get("labels")
             if isinstance(labels, Tensor) and labels.shape[1:] == (text,) and not labels.is_floating_point():
                 inputs["labels"] = insert(labels, start, count, IGNORED)
-                if (
-                    counts.uneven and not start
-                ):  # a text without a prompt has nothing before its first token to say it from
+                if counts.uneven and not start:
+                    # a text without a prompt has nothing before its first token to say it from
                     inputs["labels"][counts.each == 0, count] = IGNORED
             for name in ("start_positions", "end_positions"):  # of an answer in the text
                 if inputs.get(name) is not None:

@@ -58,7 +58,8 @@ def _owners(adapter: Adapter) -> dict[str, int]:
     """The number of the technique that trains each parameter; the head is nobody's."""
     owners: dict[str, int] = {}
     for number, method in reversed(list(enumerate(adapter.methods))):
-        owners.update(dict.fromkeys(method.own_parameters(adapter.model), number))
+        own = (name for name in method.own_parameters(adapter.model) if name not in adapter.head_names)
+        owners.update(dict.fromkeys(own, number))
         for place, delta in zip(adapter.places[number], adapter.deltas[number], strict=True):
             owners.update({f"{place.name}.{method.name}.{name}": number for name, _ in delta.named_parameters()})
     return owners

@@ -100,8 +100,18 @@ class _Batches:
 
 
 def _check_places(adapter: Adapter) -> None:
-    """Raise a ValueError if a place sees tokens that a router has picked, and not the rows of a batch."""
+    """Raise a ValueError if a delta could not tell the rows apart.
+
+    Its place sees tokens that a router has picked, and not the rows of a batch; or it computes with a weight or a bias
+    of the layer's, of which the adapter trains its own.
+    """
     for method, place, _ in adapter.entries():
+        own = {f"{place.name}.weight", f"{place.name}.bias"} & adapter.own_names
+        if method.needs_plain_output and own:
+            raise ValueError(
+                f"{method.title} of adapter {adapter.name!r} computes with {min(own)}, which the adapter trains as "
+                "well, so that its rows would get the base model's. Serve it alone."
+            )
         if ".experts." in f".{place.name}.":
             raise ValueError(
                 f"{method.title} of adapter {adapter.name!r} is at {place.name}, one of several experts, which sees "

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -29,6 +29,7 @@ ROLES = {
     "keys-and-values": "the layers that make keys and values; those that make queries as well, whole",
     "feed-forward-out": "the last linear layer of every feed-forward network",
 }
+_QUERIES = re.compile(r"(q|query)(_proj|_lin)?")
 _KEYS_AND_VALUES = re.compile(r"(k|v|key|value)(_proj|_lin)?|(c_attn|query_key_value|qkv|qkv_proj|Wqkv)")
 
 
@@ -166,6 +167,7 @@ def _by_role(model: nn.Module, role: str, chosen: Sequence[str]) -> list[Place]:
                     {name: layer for name, layer in attention.items() if _attention_part(name, block) == part}
                 )
         if role in ("feed-forward-sublayer", "sublayers"):
+            _check_one_network(model, role, feed_forward)
             found += _sublayer(feed_forward)
         if role == "keys-and-values":
             made = {name for name in attention if _KEYS_AND_VALUES.fullmatch(name.rpartition(".")[2])}
@@ -195,6 +197,15 @@ def _check_experts(model: nn.Module, role: str, block: str) -> None:
         )
 
 
+def _check_one_network(model: nn.Module, role: str, linears: Iterable[str]) -> None:
+    """Raise a ValueError if the feed-forward layers are those of experts, each of which sees some tokens alone."""
+    if inside := next((name for name in linears if ".experts." in name), None):
+        raise ValueError(
+            f"targets={role!r} would act on the tokens of one expert alone, as {inside} of {type(model).__name__}. "
+            "Use 'attention-sublayer' instead."
+        )
+
+
 def _kind(name: str) -> str:
     """A layer's name without numbers: the same for all blocks, and for all experts of one."""
     return ".".join(part for part in name.split(".") if not part.isdigit())
@@ -210,10 +221,13 @@ def _attention_part(name: str, block: str) -> str:
 
 
 def _sublayer(linears: dict[str, nn.Module]) -> list[Place]:
-    """The sublayer of these linear layers: it ends at the last one that gives the size that the first one takes."""
+    """The sublayer of these linear layers: it ends at the last one that gives the size that the first one takes.
+
+    Of an attention the first is the queries' layer, wherever it stands: keys and values may be of another text.
+    """
     if not linears:
         return []
-    source = next(iter(linears))
+    source = next((name for name in linears if _QUERIES.fullmatch(name.rpartition(".")[2])), next(iter(linears)))
     size = features(linears[source])[0]
     ends = [name for name, layer in linears.items() if features(layer)[1] == size and name != source]
     return [Place(ends[-1], linears[ends[-1]], (size, size), source)] if ends else []
@@ -317,5 +331,5 @@ def _shape(layer: nn.Module) -> tuple[int, int]:
         return layer.num_embeddings, layer.embedding_dim
     if is_linear(layer):
         return features(layer)
-    size = features(next(module for module in layer.modules() if is_linear(module)))[0]
+    size = features(next(module for _, module in own_modules(layer) if is_linear(module)))[0]
     return size, size

@@ -243,6 +243,47 @@ def test_a_tensor_too_many_too_few_or_of_another_shape_is_refused(tmp_path: Path
             load(build("llama"), folder)
 
 
+def test_an_adalora_whose_ranks_have_fallen_keeps_its_scale(tmp_path: Path) -> None:
+    """peft divides by the rank at the start, whatever is left of it: one layer has two of five, one has none."""
+    theirs = in_peft("llama", CONFIGS["adalora"])
+    kept = {"model.layers.0.self_attn.q_proj": 2, "model.layers.0.self_attn.v_proj": 0}
+    for name, module in theirs.base_model.model.named_modules():
+        if name in kept:
+            with torch.no_grad():
+                module.lora_E["default"][kept[name] :] = 0
+    expected = answers(theirs, "llama")
+    theirs.save_pretrained(tmp_path / "theirs")
+    file = tmp_path / "theirs" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for name, rank in kept.items():
+        for letter, axis in (("A", 0), ("E", 0), ("B", 1)):
+            key = f"base_model.model.{name}.lora_{letter}"
+            tensors[key] = tensors[key].narrow(axis, 0, rank).contiguous()
+    save_file(tensors, file)
+    change(tmp_path / "theirs", lora_dropout=0.1)
+    model = build("llama")
+    adapter = load(model, tmp_path / "theirs")
+    torch.testing.assert_close(answers(model, "llama"), expected, atol=1e-5, rtol=0)
+    assert all(method.dropout == 0.1 for method in adapter.methods)
+
+
+def test_oft_s_blocks_may_differ_by_the_width_of_a_layer(tmp_path: Path) -> None:
+    theirs = in_peft("llama", lambda at: peft.OFTConfig(r=2, oft_block_size=0, use_cayley_neumann=False, **at))
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = build("llama")
+    adapter = load(model, tmp_path / "theirs")
+    assert len({method.block_size for method in adapter.methods}) == 2
+    torch.testing.assert_close(answers(model, "llama"), answers(theirs, "llama"), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["lora", "vera", "hra", "oft, exact", "adalora", "miss"])
+def test_a_folder_without_its_tensors_is_refused(name: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "theirs", name)
+    save_file({"base_model.model.model.norm.weight": torch.ones(16)}, folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"it has no tensor whose name ends in \."):
+        load(build("llama"), folder)
+
+
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     folder = saved(tmp_path / "theirs")
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")

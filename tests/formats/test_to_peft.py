@@ -127,6 +127,7 @@ def disturbed(methods: Method | list[Method], architecture: str = "llama") -> tu
         (FullFineTuning(), "peft keeps whole modules|peft has no Full fine-tuning"),
         (PromptTuning(placement="after-first"), "it stands after the first token"),
         (PrefixTuning(length=3, layers="last:1"), "here some have none"),
+        (OFT(block_size=8, terms=3), "it sums 4 terms of the series where 3 are asked for"),
         ([LoRA(rank=2), RsLoRA(rank=2)], "one LoRA a layer, and here two meet"),
     ],
 )

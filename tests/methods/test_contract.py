@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from smidgen import METHODS, Adapter, HardPrompt, Method, attach, load
 from smidgen.rates import parameter_groups
+from smidgen.targets import Place
 from tests.conftest import build, example
 
 Batch = dict[str, torch.Tensor]
@@ -135,6 +137,25 @@ def test_saved_and_loaded_gives_the_same_logits(
     loaded.save(tmp_path / "again")
     files = [(tmp_path / folder / "adapter.safetensors").read_bytes() for folder in ("saved", "again")]
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "factor"),
+    [("dora", "magnitude", 1.003), ("ia3", "scale", 1.003), ("representation-mixing", "mixer", 1.006)],  # half is gated
+)
+def test_what_is_multiplied_by_nearly_one_changes_in_bfloat16_as_well(name: str, parameter: str, factor: float) -> None:
+    """The nearest numbers to 1 in bfloat16 are 0.8 % apart: a factor of 1.003 would be lost, and not its product."""
+    layer = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(64))
+    delta = METHODS[name]().build(Place("layer", layer, (64, 64)))
+    x = torch.randn(1000, 64, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(delta(layer, (x,), x.clone()), x)
+        getattr(delta, parameter).mul_(factor)
+        changed = delta(layer, (x,), x.clone()).float()
+    growth = float((changed * x.float()).sum() / x.float().square().sum()) - 1
+    assert growth == pytest.approx(0.003, rel=0.1)
 
 
 def test_state_brings_back_everything_trained(method: Method, model: PreTrainedModel, batch: Batch) -> None:

@@ -39,5 +39,6 @@ def test_each_technique_of_an_adapter_learns_at_its_own_rate() -> None:
     assert {rate for name, rate in named.items() if ".lora." in name} == {0.1}
     biases = adapter.own_names - adapter.head_names
     assert {named[name] for name in biases} == {0.2}
+    assert {named[name] for name in adapter.head_names} == {0.1}  # the first one's, whoever trains it as well
     with pytest.raises(ValueError, match="3 rates for 2 techniques"):
         parameter_groups(adapter, [0.1, 0.2, 0.3])

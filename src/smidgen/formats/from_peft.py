@@ -37,7 +37,7 @@ from smidgen.methods import (
     RsLoRA,
     VeRA,
 )
-from smidgen.own import head_names
+from smidgen.own import head_names, own_parameters
 from smidgen.targets import Place
 from smidgen.tensors import read_tensors
 
@@ -88,6 +88,12 @@ class Source:
         for name in found:
             del self.tensors[name]
         return {_module(name.removesuffix(f".{ending}")): tensor for name, tensor in found.items()}
+
+    def need(self, ending: str) -> dict[str, Tensor]:
+        """The same; a folder without any is not what it says that it is."""
+        if not (found := self.take(ending)):
+            raise ValueError(f"it has no tensor whose name ends in .{ending}")
+        return found
 
     def place(self, name: str, side: Side = "output") -> Place:
         """The place at a module of this name."""
@@ -169,7 +175,7 @@ def _own(source: Source) -> dict[str, Tensor]:
             table = source.model.get_parameter(f"{module}.weight").detach().clone()
             table[torch.tensor(ids, device=table.device)] = rows.to(table)
             own[f"{module}.weight"] = table
-    parameters = dict(source.model.named_parameters())
+    parameters = dict(own_parameters(source.model))
     for name, tensor in list(source.tensors.items()):
         del source.tensors[name]
         if ".original_module." in name:  # with bias="all" the head's bias is there three times: this one is not trained
@@ -188,7 +194,7 @@ def _lora(source: Source) -> list[Part]:
         raise ValueError(f"its init_lora_weights={start!r} changed the weights of the base model")
     if source.field("target_parameters"):
         raise ValueError("it adapts parameters that no layer of their own has (target_parameters)")
-    a, b = source.take("lora_A.weight"), source.take("lora_B.weight")
+    a, b = source.need("lora_A.weight"), source.need("lora_B.weight")
     magnitudes = source.take("lora_magnitude_vector") if source.field("use_dora") else {}
     alpha, patterns = source.field("lora_alpha", 8), source.field("alpha_pattern", {})
     stabilized = bool(source.field("use_rslora"))
@@ -216,23 +222,23 @@ def _lora(source: Source) -> list[Part]:
 def _adalora(source: Source) -> list[Part]:
     """As LoRA with the singular values in B: the ranks are found, and only the update is left."""
     source.field("init_lora_weights")
-    a, b, e = (source.take(f"lora_{letter}") for letter in "ABE")
-    alpha = float(source.field("lora_alpha", 8))
-    groups = _grouped(a, lambda module: a[module].shape[0])
+    a, b, e = (source.need(f"lora_{letter}") for letter in "ABE")
+    scale = float(source.field("lora_alpha", 8)) / (float(source.field("init_r", 12)) + 1e-5)  # as peft has it
+    dropout = _share(source, "lora_dropout")
+    groups = _grouped((m for m in a if len(a[m])), lambda module: a[module].shape[0])  # others have lost all of theirs
+    if not groups:
+        raise ValueError("its ranks have all fallen to 0")
     return [
         Part(
-            LoRA(rank=rank, alpha=float(rank), targets=_ends(modules)),
-            [
-                (source.place(m), {"a": a[m], "b": b[m] * e[m].flatten() * (alpha / (rank + 1e-5))})  # as peft has it
-                for m in modules
-            ],
+            LoRA(rank=rank, alpha=float(rank), dropout=dropout, targets=_ends(modules)),
+            [(source.place(m), {"a": a[m], "b": b[m] * e[m].flatten() * scale}) for m in modules],
         )
         for rank, modules in groups.items()
     ]
 
 
 def _ia3(source: Source) -> list[Part]:
-    vectors = source.take("ia3_l")
+    vectors = source.need("ia3_l")
     inputs = [module for module, vector in vectors.items() if vector.shape[0] == 1]
     outputs = [module for module in vectors if module not in inputs]
     method = IA3(outputs=_ends(outputs) if outputs else None, inputs=_ends(inputs) if inputs else None)
@@ -246,7 +252,7 @@ def _ia3(source: Source) -> list[Part]:
 
 
 def _vera(source: Source) -> list[Part]:
-    d, b = source.take("vera_lambda_d"), source.take("vera_lambda_b")
+    d, b = source.need("vera_lambda_d"), source.need("vera_lambda_b")
     if "base_model.vera_A" not in source.tensors:
         raise ValueError("it was saved without its projections (save_projection=False), which only peft can draw again")
     shared = {f"shared.{name.lower()}": source.tensors.pop(f"base_model.vera_{name}") for name in "AB"}
@@ -258,7 +264,7 @@ def _vera(source: Source) -> list[Part]:
 
 def _loha(source: Source) -> list[Part]:
     names = {"a1": "hada_w1_b", "a2": "hada_w2_b", "b1": "hada_w1_a", "b2": "hada_w2_a"}
-    found = {ours: source.take(theirs) for ours, theirs in names.items()}
+    found = {ours: source.need(theirs) for ours, theirs in names.items()}
     a, alpha, patterns = found["a1"], source.field("alpha", 8), source.field("alpha_pattern", {})
     groups = _grouped(a, lambda module: (a[module].shape[0], float(_by_name(patterns, module, alpha))))
     return [
@@ -273,7 +279,7 @@ def _loha(source: Source) -> list[Part]:
 def _lokr(source: Source) -> list[Part]:
     if any(name.endswith((".lokr_w1_a", ".lokr_t2")) for name in source.tensors):
         raise ValueError("its first factor is low-rank as well (decompose_both), or it is of convolutions")
-    c, d = source.take("lokr_w1"), source.take("lokr_w2")
+    c, d = source.need("lokr_w1"), source.take("lokr_w2")
     b, a = source.take("lokr_w2_a"), source.take("lokr_w2_b")
     factor, ranks = int(source.field("decompose_factor", -1)), source.field("rank_pattern", {})
     alphas = source.field("alpha_pattern", {})
@@ -292,7 +298,7 @@ def _miss(source: Source) -> list[Part]:
     if source.field("init_weights") in ("bat", "mini"):
         raise ValueError(f"its init_weights={source.field('init_weights')!r} is another kind of MiSS")
     source.field("mini_r")
-    d = source.take("miss_block")
+    d = source.need("miss_block")
     groups = _grouped(d, lambda module: d[module].shape[0])
     return [
         Part(
@@ -306,12 +312,19 @@ def _miss(source: Source) -> list[Part]:
 def _oft(source: Source) -> list[Part]:
     if source.field("coft") or source.field("block_share"):
         raise ValueError("it is constrained, or its blocks are shared (coft, block_share)")
-    skew = source.take("oft_R.weight")
+    skew = source.need("oft_R.weight")
     terms = int(source.field("num_cayley_neumann_terms", 5))
     terms = 4 if terms == 3 else terms  # which are the same there
-    size = int(source.field("oft_block_size", 0)) or _side(next(iter(skew.values())).shape[1])
-    method = OFT(block_size=size, terms=terms if source.field("use_cayley_neumann") else None, targets=_ends(skew))
-    return [Part(method, [(source.place(module, "input"), {"skew": tensor}) for module, tensor in skew.items()])]
+    source.field("oft_block_size")  # where `r` says how many blocks there are, each layer has its own
+    summed = terms if source.field("use_cayley_neumann") else None
+    groups = _grouped(skew, lambda module: _side(skew[module].shape[1]))
+    return [
+        Part(
+            OFT(block_size=size, terms=summed, targets=_ends(modules)),
+            [(source.place(module, "input"), {"skew": skew[module]}) for module in modules],
+        )
+        for size, modules in groups.items()
+    ]
 
 
 def _side(entries: int) -> int:
@@ -322,7 +335,7 @@ def _side(entries: int) -> int:
 def _hra(source: Source) -> list[Part]:
     if source.field("apply_GS"):
         raise ValueError("its vectors are orthogonalized (apply_GS)")
-    u = source.take("hra_u")
+    u = source.need("hra_u")
     rank = next(iter(u.values())).shape[1]
     method = HRA(rank=rank, targets=_ends(u))
     return [Part(method, [(source.place(m, "input"), {"u": tensor.T.contiguous()}) for m, tensor in u.items()])]
@@ -355,7 +368,7 @@ def _prompt(source: Source) -> list[Part]:
 
 def _adaption_prompt(source: Source) -> list[Part]:
     """Its prompts, as the keys and values that the layers' frozen projections make of them."""
-    prompts, gates = source.take("adaption_prompt"), source.take("adaption_gate")
+    prompts, gates = source.need("adaption_prompt"), source.need("adaption_gate")
     known = {place.name: place for place in attention.find(source.model)}
     states = []
     for name, prompt in prompts.items():

@@ -46,6 +46,7 @@ from smidgen.methods import (
     VeRA,
 )
 from smidgen.methods.dora import DoRADelta
+from smidgen.own import own_parameters
 from smidgen.targets import Place
 from smidgen.updates import Factors, changes, compact, nearest
 
@@ -176,7 +177,7 @@ def _modules_to_save(adapter: Adapter) -> dict[str, list[str]]:
         module, _, parameter = name.rpartition(".")
         modules.setdefault(module, []).append(parameter)
     for module, names in list(modules.items()):
-        every = {name for name, _ in adapter.model.get_submodule(module).named_parameters() if "deltas." not in name}
+        every = {name for name, _ in own_parameters(adapter.model.get_submodule(module))}
         if set(names) != every:
             raise UserError(
                 f"peft keeps whole modules, and of {module} only {', '.join(names)} is trained. Merge the adapter "
@@ -193,13 +194,13 @@ def _topmost(adapter: Adapter, modules: Mapping[str, list[str]]) -> Iterator[tup
         top = module
         while "." in top:
             above = top.rpartition(".")[0]
-            names = {f"{above}.{name}" for name, _ in adapter.model.get_submodule(above).named_parameters()}
+            names = {f"{above}.{name}" for name, _ in own_parameters(adapter.model.get_submodule(above))}
             if not names <= whole:
                 break
             top = above
         if top not in done:
             done.add(top)
-            inside = adapter.model.get_submodule(top).named_parameters()
+            inside = own_parameters(adapter.model.get_submodule(top))
             yield top, [name for name, _ in inside if f"{top}.{name}" in whole]
 
 
@@ -297,6 +298,18 @@ def _vera(part: Layered) -> Written:
     return written
 
 
+def _oft(part: Layered) -> Written:
+    if part.method.terms == 3:
+        raise ValueError("it sums 4 terms of the series where 3 are asked for")
+    fields = {
+        "r": 0,
+        "oft_block_size": part.method.block_size,
+        "use_cayley_neumann": part.method.terms is not None,
+        "num_cayley_neumann_terms": part.method.terms or 5,
+    }
+    return _layered("OFT", {"skew": "oft_R.weight"}, lambda method: fields)(part)
+
+
 def _hra(part: Layered) -> Written:
     written = _layered("HRA", {"u": "hra_u"}, lambda method: {"r": method.rank})(part)
     written.tensors = {name: tensor.T for name, tensor in written.tensors.items()}
@@ -380,16 +393,7 @@ WRITERS: dict[type[Method], Callable[[Layered], Written]] = {
         lambda method: {"r": method.rank, "alpha": method.alpha, "decompose_factor": method.factor or -1},
     ),
     MiSS: _layered("MISS", {"d": "miss_block"}, lambda method: {"r": method.rank}),
-    OFT: _layered(
-        "OFT",
-        {"skew": "oft_R.weight"},
-        lambda method: {
-            "r": 0,
-            "oft_block_size": method.block_size,
-            "use_cayley_neumann": method.terms is not None,
-            "num_cayley_neumann_terms": method.terms or 5,
-        },
-    ),
+    OFT: _oft,
     HRA: _hra,
     PrefixTuning: _prefix,
     PTuningV2: _prefix,

@@ -129,8 +129,7 @@ class AdaLoRA(Method):
             return
         done = clock.share(self.title)
         is_final, is_look = self.is_settled(adapter, deltas), clock.step % self.interval == 0
-        has_fallen = sum(int(delta.mask.sum()) for delta in found) == self.rank * len(found)
-        if is_final and not has_fallen:
+        if is_final and sum(int(delta.mask.sum()) for delta in found) != self.rank * len(found):
             _prune(found, self.rank * len(found))
         elif is_look and self.warmup <= done and not is_final:
             _prune(found, self.budget(done, len(found)))

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from smidgen import targets
 from smidgen.delta import Delta, Method, check_positive
-from smidgen.methods.bottleneck import BottleneckDelta, check_bottleneck
+from smidgen.methods.bottleneck import check_bottleneck
+from smidgen.methods.pfeiffer import Pfeiffer
 from smidgen.targets import Place
 
 if TYPE_CHECKING:
@@ -97,14 +98,8 @@ class DroppableDelta(Delta):
     def __init__(self, index: int, left_out: LeftOut, method: AdapterDrop, place: Place) -> None:
         super().__init__()
         self.index, self.left_out = index, left_out
-        self.bottleneck = BottleneckDelta(
-            place.shape[1],
-            size=max(1, place.shape[1] // method.reduction),
-            scale=1.0,
-            nonlinearity=method.nonlinearity,
-            dropout=method.dropout,
-            deviation=1e-2,
-        )
+        pfeiffer = Pfeiffer(reduction=method.reduction, nonlinearity=method.nonlinearity, dropout=method.dropout)
+        self.bottleneck = pfeiffer.build(place)
 
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Hidden, the block's output, and the result: (..., width)."""

@@ -21,7 +21,7 @@ from torch.nn import functional
 from smidgen import files, manifest, storage
 from smidgen.delta import Delta, Method, cast
 from smidgen.errors import UserError
-from smidgen.methods.bottleneck import NONLINEARITIES, BottleneckDelta
+from smidgen.methods.bottleneck import NONLINEARITIES, BottleneckDelta, reduced
 from smidgen.methods.pfeiffer import Pfeiffer
 from smidgen.stacking import adapters
 from smidgen.targets import Place
@@ -97,7 +97,7 @@ class AdapterFusion(Method):
     def build(self, place: Place) -> FusionDelta:
         """The delta at the end of one block."""
         width = place.shape[1]
-        size = max(1, width // self.reduction)
+        size = reduced(width, self.reduction)
         return FusionDelta(width, size=size, count=len(self.members), nonlinearity=self.nonlinearity)
 
     def initialize(

@@ -28,6 +28,11 @@ def check_bottleneck(title: str, *, size: float, scale: float, nonlinearity: str
         raise ValueError(f"{title}'s nonlinearity must be one of {', '.join(NONLINEARITIES)}, got {nonlinearity!r}.")
 
 
+def reduced(width: int, reduction: int) -> int:
+    """The width of a bottleneck that is so many times narrower; 1 at least."""
+    return max(1, width // reduction)
+
+
 class BottleneckDelta(Delta):
     """h + scale · up(nonlinearity(down(x))), with x = h (sequential) or the sublayer's input (parallel).
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from smidgen.delta import Delta, Method, cast, check_positive, dropped
-from smidgen.methods.bottleneck import NONLINEARITIES, check_bottleneck
+from smidgen.methods.bottleneck import NONLINEARITIES, check_bottleneck, reduced
 from smidgen.targets import Place, norm_parameters
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class CompacterDelta(Delta):
 
     def __init__(self, rules: Rules, width: int, method: Compacter) -> None:
         super().__init__()
-        size = -(-max(1, width // method.reduction) // method.n) * method.n
+        size = -(-reduced(width, method.reduction) // method.n) * method.n
         self.rules = rules
         self.down = Hypercomplex(method.n, width, size)
         self.up = Hypercomplex(method.n, size, width)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from smidgen.delta import Delta, Method, cast
+from smidgen.delta import Delta, Method, cast, without_autocast
 from smidgen.layers import set_weight, weight_matrix
 from smidgen.methods.low_rank import LowRankDelta, check_low_rank, check_rank
 from smidgen.targets import Place
@@ -86,18 +86,20 @@ class DoRADelta(Delta):
 
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Inputs: one (..., in); hidden, the layer's output W x + bias, and the result: (..., out)."""
-        ratio = cast(self.magnitude / self._norm(layer), hidden)
+        ratio = self.magnitude / self._norm(layer)  # fp32: in bfloat16 one that is nearly 1 would be 1
         bias = getattr(layer, "bias", None)
-        bias = cast(bias, hidden) if isinstance(bias, Tensor) else torch.zeros_like(ratio)
-        return torch.addcmul(bias, ratio, self.direction(layer, inputs, hidden - bias))
+        bias = bias if isinstance(bias, Tensor) else torch.zeros_like(ratio)
+        direction = self.direction(layer, inputs, hidden - cast(bias, hidden))
+        return torch.addcmul(cast(bias, ratio), ratio, direction).to(hidden.dtype)
 
     @torch.no_grad()
     def _norm(self, layer: nn.Module) -> Tensor:
         """‖W + s B A‖ of each row, (out,), expanded so that the sum is never built: W Aᵀ has `rank` columns only."""
         a, b, scale = self.direction.a.float(), self.direction.b.float(), self.direction.scale
         weight = weight_matrix(layer).float()
-        cross = (functional.linear(weight, a) * b).sum(1)
-        square = (functional.linear(b, a @ a.T) * b).sum(1)
+        with without_autocast(a):
+            cross = (functional.linear(weight, a) * b).sum(1)
+            square = (functional.linear(b, a @ a.T) * b).sum(1)
         return (weight.square().sum(1) + 2 * scale * cross + scale**2 * square).clamp_min(1e-12).sqrt()
 
     def merge(self, layer: nn.Module) -> None:

@@ -103,8 +103,11 @@ class HardPromptDelta(Delta):
 
     def tokens(self, embedding: nn.Module) -> Tensor:
         """The ids of the vocabulary's rows nearest to the continuous ones, (length,)."""
+        return self._nearest(embedding_rows(embedding))
+
+    def _nearest(self, vocabulary: Tensor) -> Tensor:
         with torch.no_grad():
-            distances = torch.cdist(self.rows.float(), embedding_rows(embedding).float())
+            distances = torch.cdist(self.rows.float(), vocabulary.float())
             if self.allowed is not None:
                 distances[:, ~self.allowed] = torch.inf
             return distances.argmin(1)
@@ -116,7 +119,8 @@ class HardPromptDelta(Delta):
 
     def folded(self, layer: nn.Module) -> dict[str, Tensor]:
         """The vocabulary's rows."""
-        return {"rows": embedding_rows(layer)[self.tokens(layer)].to(self.rows.dtype)}
+        vocabulary = embedding_rows(layer)
+        return {"rows": vocabulary[self._nearest(vocabulary)].to(self.rows.dtype)}
 
 
 def readable(tokenizer: PreTrainedTokenizerBase, count: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from smidgen import targets
-from smidgen.delta import Delta, Method, cast, check_positive
+from smidgen.delta import Delta, Method, cast, check_positive, without_autocast
 from smidgen.layers import set_weight, weight_matrix
 from smidgen.targets import Place, check_linear
 
@@ -77,12 +77,15 @@ class HRADelta(Delta):
         """V (rank, in), its rows of length one, and T (rank, rank), in fp32: H1 ... Hr = I - Vᵀ T V."""
         v = functional.normalize(self.u.float(), dim=1)
         identity = torch.eye(len(v), device=v.device)
-        return v, torch.linalg.solve_triangular(identity / 2 + (v @ v.T).triu(1), identity, upper=True)
+        with without_autocast(v):
+            return v, torch.linalg.solve_triangular(identity / 2 + (v @ v.T).triu(1), identity, upper=True)
 
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Hidden, the layer's input, and the result: (..., in)."""
         v, t = self.chain()
-        low = functional.linear(hidden, cast(t @ v, hidden))
+        with without_autocast(v):
+            first = cast(t @ v, hidden)
+        low = functional.linear(hidden, first)
         return hidden - functional.linear(low, cast(v.T, hidden))
 
     def merge(self, layer: nn.Module) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from smidgen import targets
-from smidgen.delta import Delta, Method, cast
+from smidgen.delta import Delta, Method
 from smidgen.layers import set_weight, weight_matrix
 from smidgen.targets import Place, check_linear
 
@@ -77,7 +77,7 @@ class IA3Delta(Delta):
 
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Hidden, the layer's output or input, and the result: (..., width)."""
-        return hidden * cast(self.scale, hidden)
+        return (hidden * self.scale.float()).to(hidden.dtype)  # in bfloat16 a scale that is nearly 1 would be 1
 
     def merge(self, layer: nn.Module) -> None:
         """Scale the weight's columns, or its rows and the bias, in fp32."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from smidgen import targets
 from smidgen.delta import Delta, Method, check_positive
-from smidgen.methods.bottleneck import BottleneckDelta, check_bottleneck
+from smidgen.methods.bottleneck import BottleneckDelta, check_bottleneck, reduced
 from smidgen.targets import Place
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Coupling(nn.Module):
 
     def __init__(self, half: int, method: Invertible) -> None:
         super().__init__()
-        size = max(1, half // method.reduction)
+        size = reduced(half, method.reduction)
         self.f, self.g = (
             BottleneckDelta(half, size=size, scale=1.0, nonlinearity=method.nonlinearity, dropout=0.0) for _ in range(2)
         )

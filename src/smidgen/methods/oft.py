@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from smidgen import targets
-from smidgen.delta import Delta, Method, cast, check_positive
+from smidgen.delta import Delta, Method, cast, check_positive, without_autocast
 from smidgen.layers import set_weight, weight_matrix
 from smidgen.targets import Place, check_linear
 
@@ -82,18 +82,23 @@ class OFTDelta(Delta):
 
     def rotations(self) -> Tensor:
         """The blocks of Rᵀ, (blocks, size, size), in fp32, as rows of inputs are multiplied by."""
+        return self.turns() + torch.eye(self.size, device=self.skew.device)
+
+    def turns(self) -> Tensor:
+        """The same less the identity, so that a small rotation is not lost in a format of few digits."""
         rows, columns = torch.triu_indices(self.size, self.size, 1, device=self.skew.device)
         upper = self.skew.new_zeros(len(self.skew), self.size, self.size, dtype=torch.float32)
         upper = upper.index_put((torch.arange(len(self.skew))[:, None], rows, columns), self.skew.float())
         q, identity = upper - upper.mT, torch.eye(self.size, device=upper.device)
-        if self.terms is not None:
-            return self._series(q, identity)
-        blocks: Tensor = torch.linalg.solve(identity + q, identity - q, left=False)
+        with without_autocast(q):
+            if self.terms is not None:
+                return self._series(q)
+            blocks: Tensor = torch.linalg.solve(identity + q, -2 * q, left=False)  # (I - Q)(I + Q)⁻¹ - I
         return blocks
 
-    def _series(self, q: Tensor, identity: Tensor) -> Tensor:
-        """I + 2 Q + 2 Q² + ... + Qⁿ, terms of (I + Q)(I - Q)⁻¹, as peft sums them: Q is -Q here."""
-        total, power = identity.expand_as(q), identity
+    def _series(self, q: Tensor) -> Tensor:
+        """2 Q + 2 Q² + ... + Qⁿ, terms of (I + Q)(I - Q)⁻¹ after I, as peft sums them: Q is -Q here."""
+        total, power = torch.zeros_like(q), torch.eye(self.size, device=q.device)
         for term in range(1, self.terms or 0):
             power = power @ q
             total = total + power * (1.0 if term > 2 and term == (self.terms or 0) - 1 else 2.0)
@@ -101,8 +106,8 @@ class OFTDelta(Delta):
 
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Hidden, the layer's input, and the result: (..., in)."""
-        blocks = cast(self.rotations(), hidden)
-        return torch.einsum("...bi,bij->...bj", hidden.unflatten(-1, blocks.shape[:2]), blocks).flatten(-2)
+        turns = cast(self.turns(), hidden)
+        return hidden + torch.einsum("...bi,bij->...bj", hidden.unflatten(-1, turns.shape[:2]), turns).flatten(-2)
 
     def merge(self, layer: nn.Module) -> None:
         """W becomes W R, in fp32."""

@@ -12,7 +12,7 @@ import dataclasses
 from typing import ClassVar
 
 from smidgen.delta import Method, check_positive
-from smidgen.methods.bottleneck import BottleneckDelta, check_bottleneck
+from smidgen.methods.bottleneck import BottleneckDelta, check_bottleneck, reduced
 from smidgen.targets import Place
 
 
@@ -50,7 +50,7 @@ class Pfeiffer(Method):
         """The delta at the end of one block; its start is near the identity."""
         return BottleneckDelta(
             place.shape[1],
-            size=max(1, place.shape[1] // self.reduction),
+            size=reduced(place.shape[1], self.reduction),
             scale=1.0,
             nonlinearity=self.nonlinearity,
             dropout=self.dropout,

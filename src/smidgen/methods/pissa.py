@@ -33,7 +33,7 @@ class PiSSA(Method):
 
     Args:
         rank: r, how many singular values and vectors are trained; from 1 to the layer's smaller side.
-        dropout: probability of dropping an input of the trained part while training.
+        dropout: probability of dropping an input of B A - B0 A0 while training.
         targets: which linear layers, as a role or a name pattern.
         layers: which blocks: "all", "last:4", "0-3", "0,5".
 

@@ -80,10 +80,10 @@ class Progressive(Method):
 
     def own_parameters(self, model: PreTrainedModel) -> list[str]:
         """The weights of the blocks that may join, of what stands above them and, unless never, below."""
+        depths = Depths(model, self.layers)  # before all else, so that wrong layers are refused in time
         if not self.weights:
             return []
         check_unquantized(self.title, model)
-        depths = Depths(model, self.layers)
         return [
             name
             for name in own_parameters_inside(model, "all")

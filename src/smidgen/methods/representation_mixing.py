@@ -49,8 +49,8 @@ class MixingDelta(Delta):
 
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Hidden, the block's output, and the result: (..., width)."""
-        mixed = functional.linear(hidden, cast(self.mixer, hidden)).to(hidden.dtype)
-        return torch.lerp(hidden, mixed, cast(self.gate_value(), hidden))
+        change = self.gate_value() * (self.mixer - torch.eye(len(self.mixer), device=self.mixer.device))
+        return hidden + functional.linear(hidden, cast(change, hidden)).to(hidden.dtype)  # h + g (M - I) h
 
     def gate_value(self) -> Tensor:
         """g, (1,): 0 leaves the representation as it is, 1 puts the mixture in its place."""

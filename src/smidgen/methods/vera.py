@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -46,7 +45,7 @@ class VeRA(Method):
     name = "vera"
     title = "VeRA"
     paper = "arXiv:2310.11454"
-    learning_rates: ClassVar = {"encoder": 0.045, "decoder": 3e-3}
+    learning_rates: ClassVar = {"encoder": 0.0075, "decoder": 3e-3}
 
     rank: int = 256
     d_initial: float = 0.1
@@ -92,7 +91,7 @@ class Projections(nn.Module):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         a, b = torch.empty(rank, in_features, device="cpu"), torch.empty(out_features, rank, device="cpu")
         for matrix in (a, b):
-            nn.init.kaiming_uniform_(matrix, a=math.sqrt(5), generator=generator)
+            nn.init.kaiming_uniform_(matrix, generator=generator)
         self.digest = hashlib.sha256(a.numpy().tobytes() + b.numpy().tobytes()).hexdigest()
         device = torch.get_default_device()
         if device.type == "meta" and seed is not None:
