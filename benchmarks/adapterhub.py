@@ -33,8 +33,8 @@ from smidgen.files import write_json
 from smidgen.process import onednn
 from smidgen.process.batches import order
 from smidgen.process.encoding import pad_id
-from smidgen.process.job import prepare
 from smidgen.process.models import quietly
+from smidgen.process.opening import prepare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.train import backward
 

@@ -18,7 +18,8 @@ from smidgen.files import write_json
 from smidgen.process.data import Example
 from smidgen.process.encoding import Encoded, encode, pad_id
 from smidgen.process.evaluate import Scores, evaluate
-from smidgen.process.job import Job, prepare
+from smidgen.process.job import Job
+from smidgen.process.opening import prepare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run
 

@@ -19,8 +19,8 @@ from smidgen import embedded, save_peft
 from smidgen.placeholders import IGNORED
 from smidgen.process.batches import collate, order
 from smidgen.process.encoding import Encoded, pad_id
-from smidgen.process.job import prepare
 from smidgen.process.models import quietly
+from smidgen.process.opening import prepare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.train import backward
 

@@ -38,9 +38,9 @@ from smidgen.files import read_json, write_json
 from smidgen.placeholders import IGNORED
 from smidgen.process.batches import collate
 from smidgen.process.encoding import Encoded, pad_id
-from smidgen.process.job import prepare
 from smidgen.process.models import quietly
 from smidgen.process.onednn import exact_onednn
+from smidgen.process.opening import prepare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.trial import counted
 

@@ -15,8 +15,9 @@ from pair import Pair, as_transformers, looking_back
 from smidgen.process.batches import WholeEpochs
 from smidgen.process.encoding import pad_id
 from smidgen.process.frozen_states import FrozenStates
-from smidgen.process.job import Job, prepare
+from smidgen.process.job import Job
 from smidgen.process.onednn import exact_onednn
+from smidgen.process.opening import prepare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.shelf import Shelf
 from smidgen.process.train import train

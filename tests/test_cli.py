@@ -174,7 +174,7 @@ def test_a_comparison_says_what_was_cut(tmp_path: Path) -> None:
 
 def test_the_demo_keeps_its_changes_and_no_recipe_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = []
-    monkeypatch.setattr("smidgen.cli._compare", lambda recipe, command, as_json: commands.append(command))
+    monkeypatch.setattr("smidgen.cli.searches.compared", lambda recipe, command, as_json: commands.append(command))
     for _ in range(2):
         demo = smidgen(tmp_path, "demo", "--output", "my demo", "--set", "compare=[lora, head]")
         assert demo.returncode == 0, demo.stderr

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from smidgen import METHODS, LoRA, attach, load
 from smidgen.eight_bit import EightBitLinear, to_eight_bits
 from smidgen.errors import UserError
-from smidgen.process.job import Job, prepare, reopen
+from smidgen.process.job import Job
+from smidgen.process.opening import prepare, reopen
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run
 from tests.conftest import build, example, make_batch

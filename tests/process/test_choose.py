@@ -16,7 +16,7 @@ from smidgen.process import trainer
 from smidgen.process.candidates import candidates
 from smidgen.process.choose import _winner, choose
 from smidgen.process.data import load_data
-from smidgen.process.job import reopen
+from smidgen.process.opening import reopen
 from smidgen.process.recipe import load_recipe
 from smidgen.process.runs import Run
 from tests.process.tiny import save_recipe, train_here

@@ -11,7 +11,8 @@ import torch
 from smidgen import LoRA, attach
 from smidgen.errors import UserError
 from smidgen.process.compiling import compiled_blocks
-from smidgen.process.job import Job, prepare
+from smidgen.process.job import Job
+from smidgen.process.opening import prepare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run
 from tests.conftest import build, make_batch

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from smidgen.process.job import Job, reopen
+from smidgen.process.job import Job
+from smidgen.process.opening import reopen
 from tests.process.tiny import save_recipe
 from tests.process.worker import run
 

@@ -17,7 +17,8 @@ from smidgen.process.evaluate import (
     longest_answer,
     loss_sum,
 )
-from smidgen.process.job import Job, prepare
+from smidgen.process.job import Job
+from smidgen.process.opening import prepare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.scores import calibration, class_scores, exact_match, rouge, span_scores
 from smidgen.process.spans import Span

@@ -14,7 +14,8 @@ import torch
 from smidgen.process import run as running
 from smidgen.process import shelf as shelves
 from smidgen.process.frozen_states import FrozenStates, _key
-from smidgen.process.job import Job, prepare, reopen
+from smidgen.process.job import Job
+from smidgen.process.opening import prepare, reopen
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run
 from smidgen.process.shelf import Shelf

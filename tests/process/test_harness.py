@@ -11,7 +11,8 @@ import torch
 
 from smidgen.errors import UserError
 from smidgen.process.harness import harness_scores
-from smidgen.process.job import Job, prepare, reopen
+from smidgen.process.job import Job
+from smidgen.process.opening import prepare, reopen
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run
 from tests.process.tiny import save_recipe

@@ -25,7 +25,8 @@ from smidgen.process.identification import (
     identify,
     technique_of,
 )
-from smidgen.process.job import Job, prepare
+from smidgen.process.job import Job
+from smidgen.process.opening import prepare
 from smidgen.process.recipe import Recipe, load_recipe
 from smidgen.process.technique import TechniqueSpec
 from smidgen.report.sensitivity import as_picture, as_table

@@ -13,9 +13,10 @@ import pytest
 from smidgen.errors import UserError
 from smidgen.process import inspection as module
 from smidgen.process.inspection import Finding, Inspection, inspect_data
-from smidgen.process.job import Job, prepare
+from smidgen.process.job import Job
 from smidgen.process.mislabelled import doubtful
 from smidgen.process.odd_text import damage, foreign
+from smidgen.process.opening import prepare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.saved_splits import are_of, save_splits
 from smidgen.process.similar import nearly_equal

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from smidgen.process import trial
-from smidgen.process.job import Job, prepare
+from smidgen.process.job import Job
+from smidgen.process.opening import prepare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run
 from tests.process.tiny import save_recipe

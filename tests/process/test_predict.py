@@ -13,7 +13,8 @@ import transformers
 
 from smidgen.errors import Interrupted, UserError
 from smidgen.process import train as training
-from smidgen.process.job import Job, prepare, reopen
+from smidgen.process.job import Job
+from smidgen.process.opening import prepare, reopen
 from smidgen.process.predict import predict, texts
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from smidgen.errors import Interrupted, UserError
 from smidgen.process import train as training
-from smidgen.process.job import reopen
+from smidgen.process.opening import reopen
 from smidgen.process.pretrain import SCRATCH, Pretraining, prepare, pretrain, run
 from smidgen.process.pretrain_recipe import load_pretrain_recipe
 from tests.process.tiny import save_model

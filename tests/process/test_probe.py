@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from smidgen.errors import UserError
-from smidgen.process.job import Job, prepare
+from smidgen.process.job import Job
+from smidgen.process.opening import prepare
 from smidgen.process.probe import Probe
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run

@@ -12,7 +12,7 @@ import pytest
 from smidgen.errors import UserError
 from smidgen.process import refine as module
 from smidgen.process.identification import Sensitivity, technique_of
-from smidgen.process.job import reopen
+from smidgen.process.opening import reopen
 from smidgen.process.recipe import load_recipe
 from smidgen.process.refine import CHANGES, refine
 from smidgen.process.technique import TechniqueSpec

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from smidgen.errors import UserError
-from smidgen.process.job import prepare
+from smidgen.process.opening import prepare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run
 from tests.process.tiny import save_recipe
@@ -24,7 +24,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_training_goes_on_from_the_same_weights_and_head(trained: Path) -> None:
-    from smidgen.process.job import reopen
+    from smidgen.process.opening import reopen
 
     before = reopen(trained.parent / "out")
     again = prepare(load_recipe(trained, ["start=out", "output=again"]))

@@ -14,8 +14,9 @@ from smidgen import FullFineTuning, HeadOnly, LoRA
 from smidgen.errors import Interrupted, UserError
 from smidgen.process import train as training
 from smidgen.process.batches import collate
-from smidgen.process.job import Job, prepare, reopen
+from smidgen.process.job import Job
 from smidgen.process.models import gradient_checkpointing
+from smidgen.process.opening import prepare, reopen
 from smidgen.process.optimizer import rate_at
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run

@@ -11,7 +11,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from smidgen.errors import UserError
-from smidgen.process.job import prepare
+from smidgen.process.opening import prepare
 from smidgen.process.run import run as train
 from smidgen.process.runs import Run
 

@@ -13,7 +13,8 @@ from torch.distributed.tensor import DTensor
 
 from smidgen.errors import Interrupted
 from smidgen.process import train as training
-from smidgen.process.job import Job, prepare
+from smidgen.process.job import Job
+from smidgen.process.opening import prepare
 from smidgen.process.parallel import is_sharded, this_process
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run as train

@@ -9,8 +9,8 @@ from typing import Any
 
 from smidgen.errors import UserError
 from smidgen.process.data import TaskData
-from smidgen.process.job import attach_technique
 from smidgen.process.models import kind, load_model
+from smidgen.process.opening import attach_technique
 from smidgen.process.recipe import Recipe
 from smidgen.process.technique import Part, TechniqueSpec
 

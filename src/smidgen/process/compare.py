@@ -20,10 +20,10 @@ from smidgen import __version__, files
 from smidgen.errors import Interrupted, UserError
 from smidgen.process.advice import advise
 from smidgen.process.data import TaskData, load_data
-from smidgen.process.job import attach_technique
 from smidgen.process.log import check_tracker
 from smidgen.process.models import load_model
 from smidgen.process.only_one import only_one
+from smidgen.process.opening import attach_technique
 from smidgen.process.recipe import Recipe, check_begins_anew
 from smidgen.process.runs import Metrics, Run, check_nothing_is_lost, execute, validation_score
 from smidgen.process.statistics import difference, interval, per_row

@@ -29,7 +29,8 @@ from smidgen.methods import LoRA
 from smidgen.process.amounts import amount
 from smidgen.process.batches import WholeEpochs
 from smidgen.process.encoding import Encoded, pad_id
-from smidgen.process.job import Job, prepare, reopen
+from smidgen.process.job import Job
+from smidgen.process.opening import prepare, reopen
 from smidgen.process.optimizer import make_optimizer
 from smidgen.process.recipe import Recipe, check_begins_anew
 from smidgen.process.run_recipe import TrainingConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smidgen import files, manifest
-from smidgen.process.job import reopen
+from smidgen.process.opening import reopen
 
 
 def scores_on(folder: Path, split: Literal["validation", "test"]) -> dict[str, Any]:

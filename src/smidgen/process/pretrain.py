@@ -24,11 +24,11 @@ from smidgen.process.blocks import VALIDATION, Blocks, Causal, CorpusRows, Maske
 from smidgen.process.corpus import Streams, open_streams, text_files, write_streams
 from smidgen.process.encoding import Encoded, pad_id
 from smidgen.process.evaluate import evaluate
-from smidgen.process.job import attach_technique, train_in_fp32
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
 from smidgen.process.models import kind, longest_text, quietly
 from smidgen.process.new_model import check_config, load_tokenizer, model_and_tokenizer, objective_of, write_tokenizer
 from smidgen.process.only_one import only_one
+from smidgen.process.opening import attach_technique, train_in_fp32
 from smidgen.process.optimizer import Rates, rates_of
 from smidgen.process.parallel import in_main, this_process, whole
 from smidgen.process.pretrain_recipe import NewModel, PretrainRecipe

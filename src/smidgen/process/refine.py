@@ -20,10 +20,10 @@ from smidgen.errors import UserError
 from smidgen.process import finding
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.identification import Ranks, Sensitivity, identify, places_of, technique_of
-from smidgen.process.job import prepare
 from smidgen.process.late_scores import scores_on
 from smidgen.process.log import check_tracker
 from smidgen.process.only_one import only_one
+from smidgen.process.opening import prepare
 from smidgen.process.recipe import Recipe, check_begins_anew
 from smidgen.process.runs import Run
 from smidgen.process.statistics import beyond_chance

@@ -20,11 +20,12 @@ from smidgen.process import checkpoint
 from smidgen.process.batches import WholeEpochs
 from smidgen.process.encoding import pad_id
 from smidgen.process.frozen_states import FrozenStates
-from smidgen.process.job import Job, prepare
+from smidgen.process.job import Job
 from smidgen.process.log import check_tracker
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
 from smidgen.process.models import class_names
 from smidgen.process.only_one import only_one
+from smidgen.process.opening import prepare
 from smidgen.process.parallel import get_weights, this_process
 from smidgen.process.progress import Progress
 from smidgen.process.run_recipe import RunRecipe, refuse_own

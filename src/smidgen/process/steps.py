@@ -17,8 +17,8 @@ from smidgen.process.data import load_data
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.identification import Ranks, Sensitivity, allotted, identify, low_rank, technique_of
 from smidgen.process.inspection import inspect_data
-from smidgen.process.job import prepare
 from smidgen.process.log import check_tracker
+from smidgen.process.opening import prepare
 from smidgen.process.pretrain import pretrain
 from smidgen.process.recipe import Recipe, check_begins_anew, load_recipe
 from smidgen.process.refine import check_refinable, refine

@@ -14,8 +14,8 @@ from smidgen.errors import UserError
 from smidgen.process.compare import baseline_of
 from smidgen.process.data import TaskData
 from smidgen.process.finding import Chart, Finding, Line, Point
-from smidgen.process.job import reopen
 from smidgen.process.models import load_model
+from smidgen.process.opening import reopen
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Metrics, Run
 from smidgen.process.studies.checks import check_tasks

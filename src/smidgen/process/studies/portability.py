@@ -13,8 +13,8 @@ from smidgen.combining import combine
 from smidgen.errors import UserError
 from smidgen.process.data import TaskData
 from smidgen.process.finding import Finding
-from smidgen.process.job import reopen
 from smidgen.process.models import load_model, quietly
+from smidgen.process.opening import reopen
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Run
 from smidgen.process.studies.checks import check_tasks
