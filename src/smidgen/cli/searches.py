@@ -23,6 +23,7 @@ from smidgen.cli.shared import (
     sharing,
     tell,
 )
+from smidgen.errors import UserError
 
 
 def demo(
