@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from smidgen import attention, hooks, prompts, stepping, storage
+from smidgen import attention, hooks, merging, prompts, stepping, storage
 from smidgen.delta import Delta, Method, Service
 from smidgen.own import OwnParameters, count, head_names, own_parameters
 from smidgen.stacking import active_adapters, adapters, check_not_routed, none_active, set_active
@@ -327,57 +326,17 @@ class Adapter:
         The update is summed in fp32 and rounded once to the weight's own format: in bfloat16 that loses small updates.
 
         Raises:
-            ValueError: as `check_mergeable`; nothing is changed then.
+            ValueError: as `merging.check_mergeable`; nothing is changed then.
             RuntimeError: it is no longer on the model.
         """
         self._check_on_model()
-        self.check_mergeable()
+        merging.check_mergeable(self)
         self.activate()
-        with torch.no_grad():
-            for place, delta in self.merge_order():
-                delta.merge(place.layer)
+        merging.write(self)
         for parameter in self._own.own().values():
             parameter.requires_grad_(False)
         self._remove()
         return self.model
-
-    def check_mergeable(self) -> None:
-        """Raise a ValueError if the adapter cannot be merged.
-
-        One of its techniques is not an update of a weight, a weight is quantized or tied, or another adapter is
-        attached, which was trained without this one.
-        """
-        fixed = dict.fromkeys(method.title for method, _, delta in self.entries() if not delta.mergeable)
-        if fixed:
-            raise ValueError(
-                f"{' and '.join(fixed)} cannot be merged into the weights: it adds computation, not an update of a "
-                "weight. Keep the adapter attached."
-            )
-        others = [name for name in adapters(self.model) if name != self.name]
-        if others:
-            raise ValueError(f"Detach the other adapters before merging {self.name!r}: {', '.join(others)}.")
-        shared = Counter(id(p) for _, p in self.model.named_parameters(remove_duplicate=False))
-        for _, place, _ in self.entries():
-            weight = place.layer.weight
-            if not isinstance(weight, Tensor) or not weight.is_floating_point():
-                raise ValueError(
-                    f"{place.name} is quantized, and no update can be added to its weight. Load the model unquantized, "
-                    "or keep the adapter attached."
-                )
-            if shared[id(weight)] > 1:
-                raise ValueError(
-                    f"{place.name}'s weight is tied to another layer's, which merging would change too. Untie them, or "
-                    "keep the adapter attached."
-                )
-
-    def merge_order(self) -> list[tuple[Place, Delta]]:
-        """The deltas in the order in which they can be written into a weight: those of the input last, backwards.
-
-        What acts on the output computes from the input as the others have changed it: W R2 R1 x + U R2 R1 x.
-        """
-        found = [(place, delta) for _, place, delta in self.entries()]
-        outputs = [entry for entry in found if entry[1].side == "output"]
-        return outputs + [entry for entry in reversed(found) if entry[1].side == "input"]
 
     def _remove(self) -> None:
         for method, place, _ in self.entries():

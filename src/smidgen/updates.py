@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from smidgen import merging
 from smidgen.layers import weight_matrix
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def changes(adapter: Adapter) -> dict[str, Tensor]:
 
 def _change(adapter: Adapter, name: str, layer: nn.Module) -> Tensor:
     merged = copy.deepcopy(layer).float()
-    for place, delta in adapter.merge_order():
+    for place, delta in merging.in_order(adapter):
         if place.name == name:
             delta.merge(merged)
     before, after = getattr(layer, "bias", None), getattr(merged, "bias", None)

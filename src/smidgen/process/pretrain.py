@@ -19,6 +19,7 @@ from smidgen import files
 from smidgen.adapter import Adapter
 from smidgen.errors import UserError
 from smidgen.layers import is_sharded
+from smidgen.merging import check_mergeable
 from smidgen.process import checkpoint
 from smidgen.process.blocks import VALIDATION, Blocks, Causal, CorpusRows, Masked
 from smidgen.process.corpus import Streams, open_streams, text_files, write_streams
@@ -173,7 +174,7 @@ def _prepared(recipe: PretrainRecipe) -> Pretraining:
     torch.manual_seed(recipe.training.seed)
     adapter = attach_technique(recipe.technique, model, tokenizer)
     try:
-        adapter.check_mergeable()
+        check_mergeable(adapter)
     except ValueError as error:
         raise UserError(
             f"technique={recipe.technique.name}, and a pre-training's result is one model: {error}"
