@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -212,6 +215,26 @@ def test_a_file_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
     shelf.read(b"key", found)
     shelf.close()
     assert found == b"0123"
+
+
+def test_of_several_that_want_the_same_one_computes_it(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def computed() -> Iterator[tuple[bytes, memoryview]]:
+        asked.append(1)
+        time.sleep(0.2)
+        yield b"key", memoryview(b"0123")
+
+    def want(_: int) -> bytes:
+        found = bytearray(4)
+        with contextlib.closing(Shelf(tmp_path)) as shelf:
+            assert shelf.put("origin", {b"key": 4}, computed()) is None
+            shelf.read(b"key", found)
+        return bytes(found)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(want, range(3))) == [b"0123"] * 3
+    assert len(asked) == 1
 
 
 def test_a_stopped_writer_leaves_nothing(tmp_path: Path) -> None:

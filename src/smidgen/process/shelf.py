@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock
+
 SHARE = 0.1
 """How much may be kept, of what the disk has free and what is kept already."""
 
@@ -23,6 +25,16 @@ SUFFIX = ".states"
 
 ABANDONED = 3600.0
 """Seconds after which a file that is not yet whole is no longer being written."""
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Inside, no other process is; the lock's file goes with the first, and whoever comes then computes again."""
+    try:
+        with FileLock(path):
+            yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 class Shelf:
@@ -43,6 +55,8 @@ class Shelf:
     def put(self, origin: str, sizes: Mapping[bytes, int], computed: Iterator[tuple[bytes, memoryview]]) -> str | None:
         """Make entries readable: those of a file of the same origin and keys, or else new ones.
 
+        Of several processes that want the same, one computes them and the others wait.
+
         Args:
             origin: what they come from.
             sizes: of each entry, in bytes.
@@ -56,11 +70,13 @@ class Shelf:
         name = hashlib.sha256(b"".join([origin.encode(), *sizes])).hexdigest()
         path, needed = self.folder / f"{name}{SUFFIX}", sum(sizes.values())
         try:
-            if not path.is_file() or path.stat().st_size != needed:
-                if not self._has_room(needed):
-                    return f"{needed / 1e9:.1f} GB of states are more than {SHARE:.0%} of the disk's free space."
-                self._write(path, sizes, computed)
-            self._open(path, sizes)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _alone(path.with_suffix(".lock")):
+                if not path.is_file() or path.stat().st_size != needed:
+                    if not self._has_room(needed):
+                        return f"{needed / 1e9:.1f} GB of states are more than {SHARE:.0%} of the disk's free space."
+                    self._write(path, sizes, computed)
+                self._open(path, sizes)
         except OSError as error:
             return f"States cannot be kept in {self.folder}: {error.strerror}."
         return None
@@ -92,7 +108,6 @@ class Shelf:
         for key, size in sizes.items():
             starts[key] = start
             start += size
-        self.folder.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".new.")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -108,7 +123,6 @@ class Shelf:
 
     def _has_room(self, needed: int) -> bool:
         """Remove the files that were not used for longest until the new one may be kept, if it may at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         kept, mine = [], {file.name for file in self._files}
         for file in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # by another process
