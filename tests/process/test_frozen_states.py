@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from smidgen.errors import Interrupted
 from smidgen.process import run as running
 from smidgen.process import shelf as shelves
 from smidgen.process.frozen_states import FrozenStates, _key
@@ -128,6 +130,36 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     interrupted(prepare(load_recipe(recipe, [])), 9, monkeypatch)
     for file in kept.iterdir() if lost else ():
         file.unlink()
+    resumed = prepare(load_recipe(recipe, []))
+    run(resumed, resume=True, quiet=True)
+    assert difference(whole, resumed) == 0
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_run_that_is_stopped_while_states_are_computed_stops_then(
+    recipe: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    _, whole = trained(recipe)
+    for file in kept.iterdir():
+        file.unlink()
+    real = FrozenStates.keep
+
+    def keep(self: FrozenStates, rows: Any, **stopped: Any) -> None:
+        if stopped and (epoch == 0 or progress()):
+            signal.raise_signal(signal.SIGINT)
+        real(self, rows, **stopped)
+
+    def progress() -> bool:
+        return (recipe.parent / "out" / "log.jsonl").exists() and "validation" in (
+            recipe.parent / "out" / "log.jsonl"
+        ).read_text()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FrozenStates, "keep", keep)
+        with pytest.raises(Interrupted, match=f"Stopped after step {6 * epoch} of 18"):
+            run(prepare(load_recipe(recipe, [])), quiet=True)
+    if epoch == 0:
+        assert not list(kept.iterdir())
     resumed = prepare(load_recipe(recipe, []))
     run(resumed, resume=True, quiet=True)
     assert difference(whole, resumed) == 0

@@ -105,8 +105,11 @@ def train(
             model.train()
             if frozen is not None and steps > epoch_steps:
                 started = time.perf_counter()
-                frozen.keep([rows[number] for number in range(len(rows))])
+                frozen.keep([rows[number] for number in range(len(rows))], stopped=lambda: stop)
                 progress.seconds += time.perf_counter() - started
+                if stop:  # in the middle of it; the process is alone, since others keep no states
+                    saver.save(progress, best, log)
+                    raise _interrupted(progress, steps, recipe)
             for place in range(progress.position, min(len(batches), progress.position + steps - progress.step)):
                 batch = [rows[row] for row in batches[place]]
                 started = time.perf_counter()
