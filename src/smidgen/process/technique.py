@@ -100,7 +100,8 @@ class TechniqueSpec:
         slug += f"-head_learning_rate-{self.head_learning_rate}" if self.head_learning_rate is not None else ""
         if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", slug):
             return slug
-        return f"{'_'.join(part.name for part in self.parts)[:50]}-{hashlib.sha256(slug.encode()).hexdigest()[:8]}"
+        names = "_".join(dict.fromkeys(part.name for part in self.parts))
+        return f"{names[:50]}-{hashlib.sha256(slug.encode()).hexdigest()[:8]}"
 
     def methods(self) -> list[Method]:
         """The techniques as `attach` takes them."""

@@ -20,6 +20,9 @@ from smidgen.report.results import Comparison, Technique
 from smidgen.report.scales import Scale, span, ticks
 from smidgen.report.svg import add, add_marker, drawing, markup
 
+LONGEST_NUMBER = 30
+"""Characters of a table's cell that is a number, or a word or two beside one."""
+
 ROW_HEIGHT = 26.0
 """Of a chart of intervals."""
 
@@ -39,10 +42,21 @@ def write_findings(
         UserError: the disk is full.
     """
     sections = [
-        {"id": name, "finding": finding, "about": about, "chart": draw_chart(finding.chart)}
+        {
+            "id": name,
+            "finding": finding,
+            "about": about,
+            "chart": draw_chart(finding.chart),
+            "kinds": [_kind(cells) for cells in zip(*finding.table, strict=True)],
+        }
         for name, (finding, about) in found.items()
     ]
     render_page("findings.html", path, sections=sections, recipe=recipe, what=what)
+
+
+def _kind(cells: Sequence[str]) -> str:
+    """How a column is set: as words, where a cell has so many that they want lines of their own."""
+    return "words" if max(map(len, cells)) > LONGEST_NUMBER else "number"
 
 
 def draw_chart(chart: Chart | None) -> Markup:
