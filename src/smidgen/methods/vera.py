@@ -45,7 +45,7 @@ class VeRA(Method):
     name = "vera"
     title = "VeRA"
     paper = "arXiv:2310.11454"
-    learning_rates: ClassVar = {"encoder": 0.0075, "decoder": 3e-3}
+    learning_rates: ClassVar = {"encoder": 0.022, "decoder": 3e-3}
 
     rank: int = 256
     d_initial: float = 0.1
