@@ -5,7 +5,9 @@ would fall if the layer were changed. The best change of rank r is that along G'
 step along them lowers the loss in proportion to the sum of their squared singular values: the first step of LoRA-GA
 (Wang et al., 2024, arXiv:2407.05000, section 3), and what AdaLoRA estimates while it trains. So the share of a layer is
 its part of the sum of all squares; and a budget buys, again and again, the doubling of a rank that has the most of
-these squares for a trained number.
+these squares for a trained number. The first step is not the whole training: no layer gets more than twice the rank
+that the budget would buy everywhere, since without a bound the ranks crowd where gradients are large, and score less
+than equal ones.
 """
 
 from __future__ import annotations
@@ -50,6 +52,9 @@ BATCHES = 16
 """Over which the gradient is averaged."""
 
 LARGEST_RANK = 64
+
+SPREAD = 2
+"""How many times the rank that a budget buys everywhere a layer may have."""
 
 FP32_BYTES = 4
 
@@ -166,6 +171,8 @@ def _gradients(job: Job, places: Sequence[Place], batches: Sequence[Any]) -> dic
 def allot(found: Sequence[Sensitivity], budget: int) -> Ranks:
     """The rank of each layer, a power of two or 0, that together have at most so many trained numbers.
 
+    No rank is above `SPREAD` times the one that the budget would buy for every layer, or 1.
+
     Args:
         found: the layers.
         budget: numbers that may be trained, the head's not counted.
@@ -176,7 +183,7 @@ def allot(found: Sequence[Sensitivity], budget: int) -> Ranks:
     ranks = dict.fromkeys((layer.place for layer in found), 0)
     offers = [(-layer.squares[0] / layer.size, number, 1) for number, layer in enumerate(found)]
     heapq.heapify(offers)
-    left = budget
+    left, most = budget, max(1.0, SPREAD * budget / sum(layer.size for layer in found))
     while offers:
         _, number, rank = heapq.heappop(offers)
         layer = found[number]
@@ -186,7 +193,7 @@ def allot(found: Sequence[Sensitivity], budget: int) -> Ranks:
         left -= more
         ranks[layer.place] = rank
         gain = sum(layer.squares[rank : 2 * rank])
-        if 2 * rank <= len(layer.squares):
+        if 2 * rank <= min(most, len(layer.squares)):
             heapq.heappush(offers, (-gain / (rank * layer.size), number, 2 * rank))
     if not any(ranks.values()):
         least = min(layer.size for layer in found)
