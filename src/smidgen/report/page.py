@@ -70,8 +70,14 @@ def render_page(template: str, path: Path, *, recipe: Recipe, **values: Any) -> 
     Raises:
         UserError: the disk is full.
     """
-    title = Path(recipe.data.train).name if recipe.data.train.startswith(("/", ".")) else recipe.data.train
-    _write(path, _ENVIRONMENT.get_template(template).render(title=title, recipe=recipe, **values, **_assets()))
+    title, model = _ending(recipe.data.train, 1), _ending(recipe.model, 2)
+    values = {**values, "title": title, "model": model, "recipe": recipe}
+    _write(path, _ENVIRONMENT.get_template(template).render(**values, **_assets()))
+
+
+def _ending(source: str, parts: int) -> str:
+    """The last parts of a path; what is embedded or on the hub as it is."""
+    return "/".join(Path(source).parts[-parts:]) if source.startswith(("/", ".")) else source
 
 
 def _write(path: Path, html: str) -> None:
