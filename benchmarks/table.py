@@ -3,14 +3,14 @@
 python benchmarks/table.py runs/demo/compare.json
 python benchmarks/table.py benchmarks/results/sweep-tweets.json
 python benchmarks/table.py benchmarks/results/cost-minilm.json
-python benchmarks/table.py benchmarks/results/every-banking77.json
+python benchmarks/table.py benchmarks/results/every-banking77.json benchmarks/results/every-snips.json
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -50,24 +50,34 @@ def sweep(rows: list[dict[str, Any]]) -> Iterator[str]:
         )
 
 
-def every(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The mean over the seeds and their standard deviation, the best first."""
-    yield "| technique | score, % | deviation | trained | core seconds | disk |"
-    yield "|---|---|---|---|---|---|"
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        runs.setdefault(row["technique"], []).append(row)
-    for name, own in sorted(runs.items(), key=lambda item: -mean(row["score"] for row in item[1])):
-        scores = [100 * row["score"] for row in own]
+def every(tasks: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Each task's mean over the seeds with their standard deviation, the best of the first task first; its costs."""
+    yield f"| technique | {' | '.join(f'{task}, %' for task in tasks)} | trained | core seconds | disk |"
+    yield "|---" * (len(tasks) + 4) + "|"
+    first = next(iter(tasks.values()))
+    names = dict.fromkeys(row["technique"] for row in first)
+    for name in sorted(names, key=lambda name: -mean(scores_of(first, name))):
+        own = [row for row in first if row["technique"] == name]
         cells = [
             f"[{METHODS[name].title}](techniques/{name}.md)",
-            f"{mean(scores):.1f}",
-            f"{stdev(scores):.1f}" if len(scores) > 1 else numbers.MISSING,
+            *(spread(scores_of(rows, name)) for rows in tasks.values()),
             numbers.percent(own[0]["share"]),
-            f"{mean(row['core_seconds'] for row in own):.0f}",
+            f"{min(row['core_seconds'] for row in own):.0f}",
             numbers.size(own[0]["disk_bytes"]),
         ]
         yield f"| {' | '.join(cells)} |"
+
+
+def scores_of(rows: list[dict[str, Any]], name: str) -> list[float]:
+    """A technique's scores, in %."""
+    return [100 * row["score"] for row in rows if row["technique"] == name]
+
+
+def spread(scores: list[float]) -> str:
+    """Their mean and, of several, their standard deviation."""
+    if not scores:
+        return numbers.MISSING
+    return f"{mean(scores):.1f}" + (f" ±{stdev(scores):.1f}" if len(scores) > 1 else "")
 
 
 def finding(result: dict[str, Any]) -> Iterator[str]:
@@ -79,7 +89,12 @@ def finding(result: dict[str, Any]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    found = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    of_dict = finding if "headings" in found else comparison
-    kind = of_dict if isinstance(found, dict) else every if "seed" in found[0] else sweep
-    print("\n".join(kind(found)))
+    files = {Path(name).stem: json.loads(Path(name).read_text("utf-8")) for name in sys.argv[1:]}
+    found = next(iter(files.values()))
+    if isinstance(found, list) and "seed" in found[0]:
+        lines = every({name.removeprefix("every-"): rows for name, rows in files.items()})
+    elif isinstance(found, list):
+        lines = sweep(found)
+    else:
+        lines = finding(found) if "headings" in found else comparison(found)
+    print("\n".join(lines))
