@@ -12,7 +12,7 @@ import pytest
 
 from smidgen import METHODS
 from smidgen.errors import Interrupted, UserError
-from smidgen.process import trainer
+from smidgen.process import search, trainer
 from smidgen.process.candidates import candidates
 from smidgen.process.choose import _winner, choose
 from smidgen.process.data import load_data
@@ -190,6 +190,13 @@ def test_entries_that_are_fixed_are_tried_once(tmp_path: Path) -> None:
     path = save_recipe(tmp_path, RECIPE)
     fixed = "compare=[{name: head, learning_rate: 0.01}, {name: lora, rank: 2, learning_rate: 0.01}]"
     assert choose(load_recipe(path, [fixed]), command="").tried == 2
+
+
+def test_no_entry_is_tried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "RATES", (1.0, 1.0))
+    path = save_recipe(tmp_path, RECIPE.replace("[full, head, {name", "[{name"))
+    choose(load_recipe(path, ["choose.trials=4"]), command="")
+    assert {trial["entry"]["rank"] for trial in result(tmp_path / "out")["trials"]} == {4, 8, 16, 32}
 
 
 def test_too_few_steps_to_tell_entries_apart_are_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from smidgen.process.overrides import override
 from smidgen.process.problems import Problems
 from smidgen.process.recipe import COMPARED, Recipe, load_recipe
 from smidgen.process.strict_yaml import dump, parse
-from smidgen.process.technique import TechniqueSpec
+from smidgen.process.technique import Part, TechniqueSpec
 
 SMALLEST = "model: embedded:minilm\ndata: {train: train.csv}\n"
 
@@ -465,3 +465,8 @@ def test_a_failed_save_leaves_the_old_recipe_whole(tmp_path, monkeypatch):
         recipe.save(path)
     assert path.read_bytes() == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.yaml", "recipe.yaml"]
+
+
+def test_a_folder_s_name_does_not_hang_on_the_order_of_options() -> None:
+    parts = [Part("lora", options) for options in ({"rank": 4, "targets": "q"}, {"targets": "q", "rank": 4})]
+    assert {TechniqueSpec((part,)).slug for part in parts} == {"lora-rank-4-targets-q"}

@@ -32,6 +32,10 @@ WIDTH = FACTOR ** (RUNGS - 1)
 """Entries that start together, so that one of them comes to the end."""
 
 
+DRAWS = 20
+"""How often an entry is drawn anew that was tried before."""
+
+
 @contextlib.contextmanager
 def alive(folder: Path) -> Iterator[str]:
     """A name for this process, whose lock others cannot take while it lives."""
@@ -145,10 +149,10 @@ class Search:
         return chosen
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
-        """All trials; those that were taken up again after a stop count once."""
+        """All trials; those that were taken up again after a stop count once, and what was drawn twice not at all."""
         trials = self.study.get_trials(deepcopy=False)
         before = {trial.user_attrs.get("again") for trial in trials}
-        return [trial for trial in trials if trial.number not in before]
+        return [trial for trial in trials if trial.number not in before and "twin" not in trial.user_attrs]
 
     def is_worked_on(self) -> bool:
         """Whether other processes have trials that are not at their end."""
@@ -224,6 +228,21 @@ class Search:
                     self.study.tell(one.trial, state=optuna.trial.TrialState.PRUNED)
 
     def _ask(self) -> Going:
+        """Begin an entry; one that was tried before is drawn anew, a few times."""
+        import optuna
+
+        going = self._drawn()
+        for _ in range(DRAWS):
+            entry = going.trial.user_attrs["entry"]
+            known = [own.user_attrs.get("entry") for own in self.trials() if own.number != going.trial.number]
+            if entry not in known:
+                break
+            going.trial.set_user_attr("twin", True)
+            self.study.tell(going.trial, state=optuna.trial.TrialState.FAIL)
+            going = self._drawn()
+        return going
+
+    def _drawn(self) -> Going:
         trial = self.study.ask()
         number = int(trial.user_attrs.get("folder", trial.number))
         trial.set_user_attr("process", self.process)

@@ -173,7 +173,7 @@ def _checked(value: Any, hint: Any) -> Any:
 
 
 def _changed(part: Part) -> dict[str, Any]:
-    """The options that differ from the technique's defaults, and its rate."""
+    """The options that differ from the technique's defaults, in the technique's order, and its rate."""
     defaults = {field.name: field.default for field in dataclasses.fields(part.method())}
-    given = {name: value for name, value in part.options.items() if value != defaults[name]}
+    given = {name: part.options[name] for name in defaults if part.options.get(name, defaults[name]) != defaults[name]}
     return given | ({"learning_rate": part.learning_rate} if part.learning_rate is not None else {})
