@@ -54,10 +54,11 @@ def every(tasks: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
     """Each task's mean over the seeds with their standard deviation, the best of the first task first; its costs."""
     yield f"| technique | {' | '.join(f'{task}, %' for task in tasks)} | trained | core seconds | disk |"
     yield "|---" * (len(tasks) + 4) + "|"
-    first = next(iter(tasks.values()))
-    names = dict.fromkeys(row["technique"] for row in first)
-    for name in sorted(names, key=lambda name: -mean(scores_of(first, name))):
-        own = [row for row in first if row["technique"] == name]
+    names = dict.fromkeys(row["technique"] for rows in tasks.values() for row in rows)
+    means = {name: [mean(scores_of(rows, name) or [0.0]) for rows in tasks.values()] for name in names}
+    for name in sorted(names, key=means.__getitem__, reverse=True):
+        found = ([row for row in rows if row["technique"] == name] for rows in tasks.values())
+        own = next(filter(None, found))
         cells = [
             f"[{METHODS[name].title}](techniques/{name}.md)",
             *(spread(scores_of(rows, name)) for rows in tasks.values()),
