@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 
 from smidgen.files import write_json
-from smidgen.process import identification
 from smidgen.process.compare import compare
 from smidgen.process.identification import allot, identify, low_rank, technique_of
 from smidgen.process.recipe import load_recipe
@@ -33,8 +32,7 @@ def main() -> None:
     budget = chosen.rank * sum(layer.size for layer in found)
     arms = {"equal": {layer.place: chosen.rank for layer in found}}
     for spread in chosen.spreads.split(","):
-        identification.SPREAD = int(spread)
-        arms[f"up to {spread} times"] = allot(found, budget)
+        arms[f"up to {spread} times"] = allot(found, budget, spread=float(spread))
     specs = {name: TechniqueSpec.parse(technique_of(found, ranks, like=like)) for name, ranks in arms.items()}
     variants = recipe.model_copy(update={"compare": tuple(specs.values())})
     rows = {row["name"]: row for row in compare(variants, command="", at_once=chosen.at_once)["techniques"]}

@@ -211,6 +211,26 @@ def test_minutes_end_the_search(tmp_path: Path) -> None:
     assert choice.tried == 9  # the first round always starts
 
 
+def test_minutes_do_not_end_a_search_whose_first_entries_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails says nothing about how long an entry takes; the tenth is tried as well."""
+    real = trainer.Trainer.train
+
+    def train(self: trainer.Trainer, runs: list[Run]) -> list[Any]:
+        lost = [run for run in runs if run.spec.name == "lora"]
+        self.failures.update({self.name_of(run): "broken" for run in lost})
+        found = iter(real(self, [run for run in runs if run not in lost]))
+        return [None if run in lost else next(found) for run in runs]
+
+    monkeypatch.setattr(trainer.Trainer, "train", train)
+    failing = ", ".join(f"{{name: lora, learning_rate: {n}.0e-3}}" for n in range(1, 10))
+    path = save_recipe(tmp_path, RECIPE.replace("[full, head, {name: lora, targets: query}]", f"[{failing}, head]"))
+    choice = choose(load_recipe(path, ["choose.minutes=10.0", "choose.trials=10"]), command="")
+    assert set(choice.failures.values()) == {"broken"}
+    assert (len(choice.failures), choice.tried) == (9, 10)
+
+
 def test_a_search_of_another_recipe_is_refused(chosen: tuple[Path, dict[str, Any]]) -> None:
     with pytest.raises(UserError, match="holds a search of another recipe"):
         choose(load_recipe(chosen[0], ["training.epochs=2"]), command="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import time
@@ -142,17 +143,12 @@ def test_a_run_that_is_stopped_while_states_are_computed_stops_then(
     _, whole = trained(recipe)
     for file in kept.iterdir():
         file.unlink()
-    real = FrozenStates.keep
+    real, epochs = FrozenStates.keep, itertools.count()
 
     def keep(self: FrozenStates, rows: Any, **stopped: Any) -> None:
-        if stopped and (epoch == 0 or progress()):
+        if stopped and next(epochs) == epoch:
             signal.raise_signal(signal.SIGINT)
         real(self, rows, **stopped)
-
-    def progress() -> bool:
-        return (recipe.parent / "out" / "log.jsonl").exists() and "validation" in (
-            recipe.parent / "out" / "log.jsonl"
-        ).read_text()
 
     with monkeypatch.context() as patched:
         patched.setattr(FrozenStates, "keep", keep)

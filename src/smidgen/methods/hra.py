@@ -74,21 +74,19 @@ class HRADelta(Delta):
         self.u = nn.Parameter(half.repeat_interleave(2, dim=0))  # a reflection twice is the identity
 
     def chain(self) -> tuple[Tensor, Tensor]:
-        """V (rank, in), its rows of length one, and T (rank, rank), in fp32: H1 ... Hr = I - Vᵀ T V."""
+        """V (rank, in), its rows of length one, and T V, in fp32: H1 ... Hr = I - Vᵀ T V."""
         v = functional.normalize(self.u.float(), dim=1)
         identity = torch.eye(len(v), device=v.device)
         with without_autocast(v):
-            return v, torch.linalg.solve_triangular(identity / 2 + (v @ v.T).triu(1), identity, upper=True)
+            return v, torch.linalg.solve_triangular(identity / 2 + (v @ v.T).triu(1), identity, upper=True) @ v
 
     def forward(self, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Tensor:
         """Hidden, the layer's input, and the result: (..., in)."""
-        v, t = self.chain()
-        with without_autocast(v):
-            first = cast(t @ v, hidden)
-        low = functional.linear(hidden, first)
+        v, tv = self.chain()
+        low = functional.linear(hidden, cast(tv, hidden))
         return hidden - functional.linear(low, cast(v.T, hidden))
 
     def merge(self, layer: nn.Module) -> None:
         """W becomes W H1 ... Hr, in fp32."""
-        weight, (v, t) = weight_matrix(layer).float(), self.chain()
-        set_weight(layer, weight - weight @ v.T @ t @ v)
+        weight, (v, tv) = weight_matrix(layer).float(), self.chain()
+        set_weight(layer, weight - weight @ v.T @ tv)

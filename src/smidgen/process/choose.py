@@ -21,9 +21,8 @@ from smidgen.process.candidates import candidates
 from smidgen.process.data import load_data
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.late_scores import scores_on
-from smidgen.process.log import check_tracker
-from smidgen.process.recipe import Recipe, check_begins_anew
-from smidgen.process.runs import POLL_SECONDS, steps_of
+from smidgen.process.recipe import Recipe
+from smidgen.process.runs import POLL_SECONDS, check_can_begin, steps_of
 from smidgen.process.search import FACTOR, RUNGS, WIDTH, Search, alive
 from smidgen.process.technique import TechniqueSpec
 from smidgen.process.trainer import Tell, Trainer
@@ -90,8 +89,7 @@ def choose(recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = lambd
             the way.
         Interrupted: Ctrl-C; what is finished is kept.
     """
-    check_tracker(recipe.training)
-    check_begins_anew(recipe)
+    check_can_begin(recipe)
     data = load_data(recipe.data, recipe.task)
     if recipe.choose.trials < len(recipe.compare):
         raise UserError(

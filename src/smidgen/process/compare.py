@@ -20,12 +20,11 @@ from smidgen import __version__, files
 from smidgen.errors import Interrupted, UserError
 from smidgen.process.advice import advise
 from smidgen.process.data import TaskData, load_data
-from smidgen.process.log import check_tracker
 from smidgen.process.models import load_model
 from smidgen.process.only_one import only_one
 from smidgen.process.opening import attach_technique
-from smidgen.process.recipe import Recipe, check_begins_anew
-from smidgen.process.runs import Metrics, Run, check_nothing_is_lost, execute, validation_score
+from smidgen.process.recipe import Recipe
+from smidgen.process.runs import Metrics, Run, check_can_begin, check_nothing_is_lost, execute, validation_score
 from smidgen.process.statistics import difference, interval, per_row
 from smidgen.process.strict_yaml import parse
 from smidgen.process.technique import TechniqueSpec
@@ -54,8 +53,7 @@ def compare(recipe: Recipe, *, command: str, at_once: int = 1, watch: Watch | No
             the way; nothing was run.
         Interrupted: Ctrl-C; the message says how to go on.
     """
-    check_tracker(recipe.training)
-    check_begins_anew(recipe)
+    check_can_begin(recipe)
     with only_one(Path(recipe.output)):
         return _compare(recipe, command=command, at_once=at_once, watch=watch)
 

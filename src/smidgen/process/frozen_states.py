@@ -199,9 +199,7 @@ class FrozenStates:
                 found.append(self._trunk.states(inputs))
         return bool(torch.equal(*found))
 
-    def _computed(
-        self, rows: Mapping[bytes, Encoded], stopped: Callable[[], object]
-    ) -> Iterator[tuple[bytes, memoryview]]:
+    def _computed(self, rows: Mapping[bytes, Encoded], stopped: Asked) -> Iterator[tuple[bytes, memoryview]]:
         """The states of each row, as bytes."""
         assert self._trunk is not None
         keys = list(rows)

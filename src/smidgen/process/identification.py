@@ -34,8 +34,9 @@ from smidgen.process.encoding import Encoded, pad_id
 from smidgen.process.job import Job
 from smidgen.process.opening import prepare, reopen
 from smidgen.process.optimizer import make_optimizer
-from smidgen.process.recipe import Recipe, check_begins_anew
+from smidgen.process.recipe import Recipe
 from smidgen.process.run_recipe import TrainingConfig
+from smidgen.process.runs import check_begins_anew
 from smidgen.process.technique import TechniqueSpec
 from smidgen.process.train import backward
 from smidgen.report.numbers import duration
@@ -168,14 +169,13 @@ def _gradients(job: Job, places: Sequence[Place], batches: Sequence[Any]) -> dic
     }
 
 
-def allot(found: Sequence[Sensitivity], budget: int) -> Ranks:
+def allot(found: Sequence[Sensitivity], budget: int, *, spread: float = SPREAD) -> Ranks:
     """The rank of each layer, a power of two or 0, that together have at most so many trained numbers.
-
-    No rank is above `SPREAD` times the one that the budget would buy for every layer, or 1.
 
     Args:
         found: the layers.
         budget: numbers that may be trained, the head's not counted.
+        spread: how many times the rank that the budget would buy for every layer one may have; 1 it always may.
 
     Raises:
         UserError: the budget does not pay for a rank of 1 anywhere.
@@ -183,7 +183,7 @@ def allot(found: Sequence[Sensitivity], budget: int) -> Ranks:
     ranks = dict.fromkeys((layer.place for layer in found), 0)
     offers = [(-layer.squares[0] / layer.size, number, 1) for number, layer in enumerate(found)]
     heapq.heapify(offers)
-    left, most = budget, max(1.0, SPREAD * budget / sum(layer.size for layer in found))
+    left, most = budget, max(1.0, spread * budget / sum(layer.size for layer in found))
     while offers:
         _, number, rank = heapq.heappop(offers)
         layer = found[number]

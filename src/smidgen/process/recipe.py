@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, StrictBool, StrictFloat, model_validator
 
 from smidgen import files, manifest
-from smidgen.errors import UserError
 from smidgen.process.fields import (
     Budget,
     Bytes,
@@ -296,14 +295,6 @@ class Recipe(RunRecipe):
         if start is not None and (start / manifest.FILE).is_file():  # the path says nothing about what is there
             fields["start"] = files.sha256(start / manifest.FILE)
         return fields
-
-
-def check_begins_anew(recipe: Recipe) -> None:
-    """Raise a UserError if a recipe's runs would go on from an adapter, where each is to begin anew."""
-    if recipe.start is not None:
-        raise UserError(
-            f"start={recipe.start!r} is where `smidgen train` goes on from; here every run begins anew. Leave it out."
-        )
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -21,11 +21,10 @@ from smidgen.process import finding
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.identification import Ranks, Sensitivity, identify, places_of, technique_of
 from smidgen.process.late_scores import scores_on
-from smidgen.process.log import check_tracker
 from smidgen.process.only_one import only_one
 from smidgen.process.opening import prepare
-from smidgen.process.recipe import Recipe, check_begins_anew
-from smidgen.process.runs import Run
+from smidgen.process.recipe import Recipe
+from smidgen.process.runs import Run, check_can_begin
 from smidgen.process.statistics import beyond_chance
 from smidgen.process.studies.checks import several_seeds
 from smidgen.process.technique import TechniqueSpec
@@ -78,8 +77,7 @@ def refine(
         UserError: the technique has no ranks, its layers cannot be looked at, or the start cannot be trained.
         Interrupted: Ctrl-C; what is finished is kept.
     """
-    check_tracker(recipe.training)
-    check_begins_anew(recipe)
+    check_can_begin(recipe)
     several_seeds(recipe)
     check_refinable(recipe.technique)
     output = Path(recipe.output)

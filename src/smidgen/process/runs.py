@@ -17,6 +17,7 @@ from typing import Any
 
 from smidgen import files
 from smidgen.errors import UserError
+from smidgen.process.log import check_tracker
 from smidgen.process.recipe import Recipe
 from smidgen.process.run_recipe import NOT_IN_RESULT, TrainingConfig
 from smidgen.process.signals import stoppable
@@ -97,6 +98,20 @@ class Run:
 def validation_score(metrics: Metrics) -> float:
     """The validation score of the epoch that a run kept."""
     return float(metrics["curve"][metrics["best_epoch"] - 1]["validation_score"])
+
+
+def check_begins_anew(recipe: Recipe) -> None:
+    """Raise a UserError if a recipe's runs would go on from an adapter, where each is to begin anew."""
+    if recipe.start is not None:
+        raise UserError(
+            f"start={recipe.start!r} is where `smidgen train` goes on from; here every run begins anew. Leave it out."
+        )
+
+
+def check_can_begin(recipe: Recipe) -> None:
+    """Raise a UserError if a recipe's runs cannot begin, each anew, or a package that they need is missing."""
+    check_tracker(recipe.training)
+    check_begins_anew(recipe)
 
 
 def check_nothing_is_lost(missing: Sequence[Run]) -> None:

@@ -193,8 +193,8 @@ class Search:
         if minutes is None or not tried:
             return width
         whole = max(trial.user_attrs.get("whole_seconds", 0.0) for trial in tried)
-        if not whole:
-            return 0  # other processes are at the first ones, and none says yet how long one takes
+        if not whole:  # none says yet how long one takes: those of others may, and those that failed do not
+            return 0 if any(trial.state == states.RUNNING for trial in tried) else width
         mean = RUNGS / FACTOR ** (RUNGS - 1) * whole  # of an entry, since most end early
         seconds = 60.0 * minutes
         for trial in tried:

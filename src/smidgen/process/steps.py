@@ -17,12 +17,12 @@ from smidgen.process.data import load_data
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.identification import Ranks, Sensitivity, allotted, identify, low_rank, technique_of
 from smidgen.process.inspection import inspect_data
-from smidgen.process.log import check_tracker
 from smidgen.process.opening import prepare
 from smidgen.process.pretrain import pretrain
-from smidgen.process.recipe import Recipe, check_begins_anew, load_recipe
+from smidgen.process.recipe import Recipe, load_recipe
 from smidgen.process.refine import check_refinable, refine
 from smidgen.process.run_recipe import RunRecipe
+from smidgen.process.runs import check_can_begin
 from smidgen.process.saved_splits import are_of, save_splits
 from smidgen.process.studies.checks import several_seeds
 from smidgen.process.study import study
@@ -83,8 +83,7 @@ def take_steps(
 
 def _check(recipe: Recipe) -> None:
     """Raise a UserError for what would stop a later step."""
-    check_tracker(recipe.training)
-    check_begins_anew(recipe)
+    check_can_begin(recipe)
     several_seeds(recipe)
     if recipe.identify.budget is None:
         check_refinable(recipe.technique)

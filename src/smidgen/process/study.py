@@ -10,9 +10,9 @@ from smidgen.errors import UserError
 from smidgen.process import finding
 from smidgen.process.data import load_data
 from smidgen.process.finding import Finding
-from smidgen.process.log import check_tracker
 from smidgen.process.only_one import only_one
-from smidgen.process.recipe import Recipe, check_begins_anew
+from smidgen.process.recipe import Recipe
+from smidgen.process.runs import check_can_begin
 from smidgen.process.studies import STUDIES
 from smidgen.process.trainer import Tell, Trainer
 from smidgen.report.findings import write_findings
@@ -39,8 +39,7 @@ def study(
         UserError: the data or the recipe cannot be used, or another process studies this recipe.
         Interrupted: Ctrl-C; the message says how to go on.
     """
-    check_tracker(recipe.training)
-    check_begins_anew(recipe)
+    check_can_begin(recipe)
     output = Path(recipe.output)
     with only_one(output):
         data = load_data(recipe.data, recipe.task)
