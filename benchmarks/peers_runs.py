@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from pair import Pair, as_transformers, looking_back
+from side_by_side import DEVICE, now
 
 from smidgen.process.batches import WholeEpochs
 from smidgen.process.encoding import pad_id
@@ -30,9 +30,9 @@ def recipe(path: Path, rows: int) -> dict[str, Any]:
     some = f"data.rows={rows}"
     job = prepare(load_recipe(path, ["technique=lora", "training.epochs=1", some]))
     own = job.splits["train"]
-    began = time.process_time()
+    began = now()
     trained(job)
-    ours = time.process_time() - began
+    ours = now() - began
     tokenizer, options = job.tokenizer, {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
     collators = {False: transformers.DataCollatorWithPadding, True: transformers.DataCollatorForSeq2Seq}
     with tempfile.TemporaryDirectory() as folder:
@@ -42,29 +42,29 @@ def recipe(path: Path, rows: int) -> dict[str, Any]:
             train_dataset=[{"input_ids": row.input_ids, "labels": looking_back(row)} for row in own],
             data_collator=collators[isinstance(own[0].labels, list)](tokenizer),
         )
-        began = time.process_time()
+        began = now()
         trainer.train()
-        theirs = time.process_time() - began
+        theirs = now() - began
     tokens = sum(len(row.input_ids) for row in own)
     speed = {"smidgen": round(tokens / ours), "peft with Trainer": round(tokens / theirs)}
     return {"tokens_per_second": speed, "ratio": round(theirs / ours, 3)}
 
 
 def top_third(path: Path) -> dict[str, Any]:
-    """Processor seconds of five epochs with the optimizer's steps, kept states included; no frozen block drops out."""
+    """Seconds of five epochs with the optimizer's steps, kept states included; no frozen block drops out."""
     changes = ("technique={name: lora, layers: 'last:2'}", "training.epochs=5", "training.frozen_dropout=false", *SOME)
     seconds, losses = {}, {}
     for name, kept in (("smidgen", "exact"), ("smidgen, states off", "off")):
         job = prepare(load_recipe(path, [*changes, f"training.frozen_states={kept}"]))
-        began = time.process_time()
+        began = now()
         losses[name] = trained(job)
-        seconds[name] = round(time.process_time() - began, 3)
-    for name, kernels in (("peft by oneDNN", exact_onednn(torch.device("cpu"))), ("peft", contextlib.nullcontext())):
+        seconds[name] = round(now() - began, 3)
+    for name, kernels in (("peft by oneDNN", exact_onednn(DEVICE)), ("peft", contextlib.nullcontext())):
         pair = Pair(path, 32, *changes)
-        began = time.process_time()
+        began = now()
         with kernels:
             losses[name] = peft_epochs(pair, 5)
-        seconds[name] = round(time.process_time() - began, 3)
+        seconds[name] = round(now() - began, 3)
     ratio = {name: round(own / seconds["peft"], 3) for name, own in seconds.items()}
     return {"seconds": seconds, "ratio": ratio, "train_loss": losses}
 
@@ -89,18 +89,18 @@ def peft_epochs(pair: Pair, epochs: int) -> float:
 
 
 def eight(path: Path) -> dict[str, Any]:
-    """Processor seconds of eight runs; each is what it is alone, but for the rounding of another padding."""
+    """Seconds of eight runs; each is what it is alone, but for the rounding of another padding."""
     changes = ("technique={name: lora, layers: 'last:2'}", "training.frozen_dropout=false", "data.rows=1000")
     seconds, losses = {}, {}
     for kept in ("exact", "off"):
         wanted = [f"training.frozen_states={kept}", *changes]
         with tempfile.TemporaryDirectory() as folder:
-            began = time.process_time()
+            began = now()
             losses[kept] = [
                 trained(prepare(load_recipe(path, [*wanted, f"training.seed={seed}"])), Path(folder))
                 for seed in range(8)
             ]
-            seconds[kept] = round(time.process_time() - began, 3)
+            seconds[kept] = round(now() - began, 3)
     apart = max(abs(one - other) for one, other in zip(losses["exact"], losses["off"], strict=True))
     return {"seconds": seconds, "ratio": round(seconds["off"] / seconds["exact"], 3), "losses_apart": apart}
 

@@ -10,9 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smidgen.process.parallel import this_process
+
+DEVICE = this_process().device
+"""Where models and batches are: a GPU, if there is one."""
+
+
+def device_name() -> str:
+    """The GPU's name, or the instructions that torch uses on the CPU."""
+    return torch.cuda.get_device_name(DEVICE) if DEVICE.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+
+
+def now() -> float:
+    """Seconds so far: the processor's, of which other work takes none; of a GPU the clock's, once its work is done."""
+    if DEVICE.type == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize()
+    return time.perf_counter()
+
 
 def alternated(ways: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, Any]:
-    """Every way once a round, in turn; the processor's seconds, of which other work on the machine takes none.
+    """Every way once a round, in turn.
 
     Args:
         ways: by name; each is called with the round's number, so that all ways get the same batches. The last is the
@@ -25,10 +43,10 @@ def alternated(ways: Mapping[str, Callable[[int], object]], rounds: int) -> dict
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(-1, rounds):
         for way, act in ways.items():
-            began = time.process_time()
+            began = now()
             act(max(number, 0))
             if number >= 0:
-                seconds[way].append(time.process_time() - began)
+                seconds[way].append(now() - began)
     return summed_up(seconds)
 
 
@@ -58,12 +76,14 @@ def agreement(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float
     return float((apart / sum(float(value.double().square().sum()) for value in theirs.values())) ** 0.5)
 
 
-def roof(rows: int = 512, inside: int = 384, outside: int = 1536, times: int = 40) -> float:
-    """The best GFLOP/s of a product of the size of MiniLM's widest layer, in the number format that is in force."""
-    inputs, weights = torch.randn(rows, inside), torch.randn(outside, inside)
+def roof(
+    rows: int = 512, inside: int = 384, outside: int = 1536, *, dtype: torch.dtype = torch.float32, times: int = 40
+) -> float:
+    """The best GFLOP/s of a product, by default of the size of MiniLM's widest layer."""
+    inputs, weights = (torch.randn(size, inside, device=DEVICE, dtype=dtype) for size in (rows, outside))
     seconds = []
     for _ in range(times):
-        began = time.process_time()
+        began = now()
         torch.nn.functional.linear(inputs, weights)
-        seconds.append(time.process_time() - began)
+        seconds.append(now() - began)
     return 2 * rows * inside * outside / min(seconds) / 1e9
