@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from smidgen.delta import Delta, cast
-from smidgen.layers import output_is_ours
+from smidgen.layers import in_place, output_is_ours
 
 
 def joined(deltas: Sequence[Delta], hidden: Tensor) -> list[Delta]:
@@ -58,8 +58,8 @@ def add_by_row(layer: nn.Module, deltas: Sequence[Delta], inputs: Tensor, hidden
     scales = [scale for _, _, scale in own]
     rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])
     low = torch.bmm(rows, cast(a, rows).transpose(1, 2)) * torch.tensor(scales, device=rows.device).view(-1, 1, 1)
-    before = hidden.reshape(len(hidden), -1, hidden.shape[-1])
-    add = before.baddbmm_ if output_is_ours(layer) else before.baddbmm
+    shape = len(hidden), rows.shape[1], hidden.shape[-1]
+    add = in_place(hidden, *shape).baddbmm_ if output_is_ours(layer) else hidden.reshape(shape).baddbmm
     return add(cast(low, hidden), cast(b, hidden).transpose(1, 2)).view(hidden.shape)
 
 

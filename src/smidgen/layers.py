@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 
+from smidgen.remembered import once_a_model
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -53,6 +55,15 @@ def output_is_ours(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and len(layer._forward_hooks) == 1 and not _global_forward_hooks
 
 
+def in_place(output: Tensor, *shape: int) -> Tensor:
+    """A layer's output that is ours, in another shape, to be changed in place and used instead.
+
+    Autograd takes it for a tensor of its own. A change of what it knows as a view would copy the whole gradient three
+    times in the backward pass, which took as long as the rest of LoRA's.
+    """
+    return torch.ops.aten._unsafe_view(output, shape)  # type: ignore[no-any-return]
+
+
 def weight_matrix(layer: nn.Module) -> Tensor:
     """The weight of a linear layer as (out, in).
 
@@ -84,6 +95,7 @@ def embedding_rows(embedding: nn.Module) -> Tensor:
     return weight.detach() if scale is None else weight.detach() * scale
 
 
+@once_a_model
 def is_causal(model: nn.Module) -> bool:
     """Whether the model's attention looks back only, as a decoder's does.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,3 +53,21 @@ def test_in_place_or_not_the_answer_and_the_gradients_are_the_same(name: str) ->
             found[-1].append(model(**batch).logits)
     for own, other in zip(*found, strict=True):
         assert torch.equal(own, other)
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("name", UPDATES)
+def test_a_change_in_place_copies_no_gradient(name: str, by_row: bool) -> None:
+    """As it would of what autograd knows as a view."""
+    model, batch = build("bert"), make_batch("bert")
+    attach(model, example("lora", "bert"), name="other")
+    attach(model, example(name, "bert"), name="one")
+    with rows(model, ["one", "other", None, "one"]) if by_row else contextlib.nullcontext():
+        steps, seen = [model(**batch).loss.grad_fn], set()
+    while steps:
+        step = steps.pop()
+        if step not in seen:
+            seen.add(step)
+            steps += [earlier for earlier, _ in step.next_functions if earlier is not None]
+    assert len(seen) > 100
+    assert not [step for step in seen if "CopySlices" in step.name()]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from smidgen.delta import Delta, cast, check_positive, check_share, dropped
-from smidgen.layers import output_is_ours
+from smidgen.layers import in_place, output_is_ours
 from smidgen.targets import Place, check_linear
 
 
@@ -88,6 +88,5 @@ def add_product(layer: nn.Module, hidden: Tensor, low: Tensor, b: Tensor, scale:
     The sum takes the place of `hidden`, a layer's output, where nothing else has seen it.
     """
     low, b = cast(low, hidden), cast(b, hidden)  # autocast does so for addmm, and not for addmm_
-    flat = hidden.flatten(0, -2)
-    add = flat.addmm_ if output_is_ours(layer) else flat.addmm
+    add = in_place(hidden, -1, hidden.shape[-1]).addmm_ if output_is_ours(layer) else hidden.flatten(0, -2).addmm
     return add(low.flatten(0, -2), b.T, alpha=scale).view(hidden.shape)

@@ -7,7 +7,7 @@ six blocks that is an eighth of a training step's products, and nearly half of w
 from __future__ import annotations
 
 import contextlib
-import weakref
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from smidgen.hooks import active_deltas
 from smidgen.modes import looking
+from smidgen.remembered import once_a_model
 from smidgen.targets import blocks, find
 
 if TYPE_CHECKING:
@@ -34,55 +35,71 @@ def reading_first_token(model: PreTrainedModel, inputs: Mapping[str, Any]) -> It
         model: with a classifier of whole texts.
         inputs: what it will be called with, (rows, length) each, on which it is tried, once.
     """
-    layers = _layers.get(model)
-    if layers is None and inputs["input_ids"].shape[1] > 1 and _may_be_left_out(model):
-        layers = _layers[model] = _tried(model, inputs)
-    with _on_first_token(layers if layers and _may_be_left_out(model) else {}):
+    last = _last_block(model)
+    layers: Layers = {}
+    if last is not None and last.layers != {} and last.may_be_left_out(model):
+        if last.layers is None and inputs["input_ids"].shape[1] > 1:
+            last.layers = _tried(model, last, inputs)
+        layers = last.layers or {}
+    with _on_first_token(layers):
         yield
 
 
 Layers = dict[nn.Module, bool]
 """Layers that compute the first token alone, and whether they must answer for all tokens, with zeros for the others."""
 
-_layers: weakref.WeakKeyDictionary[nn.Module, Layers] = weakref.WeakKeyDictionary()
-"""Of each model that was tried; none where more is read."""
+
+@dataclasses.dataclass
+class _LastBlock:
+    """The last of a model's blocks.
+
+    Attributes:
+        block: it.
+        number: of it, counted from 0.
+        layers: those that may compute the first token alone, none where more is read; None: the model was not tried.
+    """
+
+    block: nn.Module
+    number: int
+    layers: Layers | None = None
+
+    def may_be_left_out(self, model: PreTrainedModel) -> bool:
+        """Whether nothing in it looks at several tokens but its attention, now."""
+        if model.dtype != torch.float32 or "forward" in vars(self.block) or self.block._compiled_call_impl is not None:
+            return False  # it is not computed at all, above kept states, or a graph without hooks of ours
+        inside = list(self.block.modules())
+        if model.training and any(getattr(module, "gradient_checkpointing", False) for module in inside):
+            return False  # it would be computed again after the hooks are gone
+        deltas = [delta for module in inside for delta in active_deltas(module)]
+        return not any(delta.tap is not None or delta.route is not None for delta in deltas)
 
 
-def _may_be_left_out(model: PreTrainedModel) -> bool:
-    """Whether nothing in the last block looks at several tokens but its attention, now."""
+@once_a_model
+def _last_block(model: nn.Module) -> _LastBlock | None:
+    """None where there are several stacks of blocks, or none."""
     stacks = blocks(model)
-    if len(stacks) != 1 or model.dtype != torch.float32:
-        return False
-    block = model.get_submodule(stacks[0][-1])
-    if "forward" in vars(block) or block._compiled_call_impl is not None:
-        return False  # it is not computed at all, above kept states, or a graph without hooks of ours
-    inside = list(block.modules())
-    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in inside):
-        return False  # it would be computed again after the hooks are gone
-    deltas = [delta for module in inside for delta in active_deltas(module)]
-    return not any(delta.tap is not None or delta.route is not None for delta in deltas)
+    return _LastBlock(model.get_submodule(stacks[0][-1]), len(stacks[0]) - 1) if len(stacks) == 1 else None
 
 
-def _tried(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Layers:
+def _tried(model: PreTrainedModel, last: _LastBlock, inputs: Mapping[str, Any]) -> Layers:
     """The last block's linear layers, but those of keys and values, if the logits stay the same by the first token.
 
     An answer for the first token alone goes on to what comes next, and is added to residuals of all tokens, whose sums
     nothing reads; but attention needs a query of each token where some are padding.
     """
-    last = str(len(blocks(model)[0]) - 1)
+    number = str(last.number)
     try:
-        whole = {place.name for place in find(model, "keys-and-values", last)}
-        layers = [place.layer for place in find(model, "all-linear", last) if place.name not in whole]
+        whole = {place.name for place in find(model, "keys-and-values", number)}
+        layers = [place.layer for place in find(model, "all-linear", number) if place.name not in whole]
     except ValueError:  # experts, or an attention whose layers have other names
         return {}
-    block = model.get_submodule(blocks(model)[0][-1])
     mask = inputs["attention_mask"].clone()
     mask[:1, -1:] = 0
     padded = {**inputs, "attention_mask": mask}
     with looking(model):
         expected = model(**padded).logits
         with contextlib.ExitStack() as stack:
-            stack.callback(block.register_forward_hook(_without_first).remove)
+            stack.callback(last.block.register_forward_hook(_without_first).remove)
             other = model(**padded).logits
 
         def are_same(layers: Layers) -> bool:
