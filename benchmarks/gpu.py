@@ -26,7 +26,7 @@ from smidgen.process.compiling import compiled_blocks
 from smidgen.process.encoding import Encoded
 from smidgen.process.memory import used_memory
 
-BATCHES = 10
+BATCHES = 8
 Ways = dict[str, Callable[[int], object]]
 
 
@@ -43,17 +43,14 @@ def main() -> None:
     pair = Pair(chosen.recipe, chosen.rows, "training.precision=bf16")
     pair.batches = long_rows(pair, chosen.rows, chosen.tokens, BATCHES)
     pair.ours.train(), pair.theirs.train()  # without which nothing is checkpointed
+    pair.theirs.config.use_cache = False  # whose states would have each of its blocks compiled anew
     ways: Ways = {
         "smidgen": pair.step,
         "peft under autocast": lambda number: pair.peft_step(number, autocast=True),
         "peft": pair.peft_step,
     }
-    found = {"": measured(ways, pair)}
-    for kind, blocks in (("compiled", compiled(pair)), ("checkpointed", checkpointed(pair))):
-        with blocks:
-            found[kind] = measured(ways, pair)
     tokens = chosen.rows * chosen.tokens
-    results = {
+    results: dict[str, Any] = {
         "device": device_name(),
         "torch": torch.__version__,
         "rows": chosen.rows,
@@ -64,14 +61,18 @@ def main() -> None:
             for dtype in (torch.float32, torch.bfloat16)
         },
         "frozen_parameters": sum(p.numel() for p in pair.ours.parameters() if p.dim() == 2 and not p.requires_grad),
-        "ways": {
-            f"{way} {kind}".strip(): {**row, "tokens_per_second": round(tokens / row["seconds"])}
-            for kind, rows in found.items()
-            for way, row in rows.items()
-        },
+        "ways": {},
     }
-    write_json(chosen.results, results)
-    print(chosen.results.read_text())
+    for kind, blocks in {
+        "": contextlib.nullcontext(),
+        "checkpointed": checkpointed(pair),
+        "compiled": compiled(pair),
+    }.items():
+        with blocks:
+            for way, row in measured(ways, pair).items():
+                results["ways"][f"{way} {kind}".strip()] = row | {"tokens_per_second": round(tokens / row["seconds"])}
+                print(way, kind, row, flush=True)
+        write_json(chosen.results, results)
 
 
 def long_rows(pair: Pair, rows: int, tokens: int, batches: int) -> list[list[Encoded]]:
