@@ -139,7 +139,7 @@ def mixed(recipe: Path, adapters: int) -> dict[str, Any]:
             return base(**inputs)[0]  # type: ignore[no-any-return]
 
     def by_rows(_: int) -> Tensor:
-        with exact_onednn(DEVICE), rows(ours, names):
+        with rows(ours, names), exact_onednn(DEVICE):
             return ours(**inputs)[0]  # type: ignore[no-any-return]
 
     def by_names(_: int) -> Tensor:
