@@ -12,7 +12,7 @@ import transformers
 from pair import Pair, as_transformers, looking_back
 from side_by_side import DEVICE, now
 
-from smidgen.process.batches import WholeEpochs
+from smidgen.process.batches import WholeEpochs, order
 from smidgen.process.encoding import pad_id
 from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.job import Job
@@ -102,7 +102,20 @@ def eight(path: Path) -> dict[str, Any]:
             ]
             seconds[kept] = round(now() - began, 3)
     apart = max(abs(one - other) for one, other in zip(losses["exact"], losses["off"], strict=True))
-    return {"seconds": seconds, "ratio": round(seconds["off"] / seconds["exact"], 3), "losses_apart": apart}
+    ratio = {"ratio": round(seconds["off"] / seconds["exact"], 3), "losses_apart": apart}
+    return {"seconds": seconds, **ratio, "padded_tokens": padded(prepare(load_recipe(path, changes)))}
+
+
+def padded(job: Job) -> dict[str, int]:
+    """An epoch's tokens of eight seeds: each batch filled up by itself, or the eight of a step together."""
+    lengths = [len(row.input_ids) for row in job.splits["train"]]
+    orders = [order(lengths, job.recipe.training.batch_size, seed=seed, epoch=0) for seed in range(8)]
+    alone = together = 0
+    for step in zip(*orders, strict=True):
+        longest = [max(lengths[row] for row in batch) for batch in step]
+        alone += sum(len(batch) * tokens for batch, tokens in zip(step, longest, strict=True))
+        together += sum(map(len, step)) * max(longest)
+    return {"alone": alone, "together": together}
 
 
 def trained(job: Job, folder: Path | None = None) -> float:

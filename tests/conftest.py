@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from smidgen import METHODS, AdapterFusion, Method, Pfeiffer, attach
+from smidgen.embedded import cache_folder
 from tests import zoo
 
 VOCABULARY = 60
@@ -192,6 +193,17 @@ def make_batch(name: str, *, rows: int = 4, length: int = 9, seed: int = 0) -> d
     else:
         labels = torch.randint(LABELS, (rows,), generator=generator)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What runs keep of frozen states goes into a folder of the tests; what was fetched is read where it is."""
+    own = tmp_path_factory.mktemp("cache")
+    for folder in cache_folder().glob("*-*/"):
+        (own / folder.name).symlink_to(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMIDGEN_CACHE", str(own))
+        yield
 
 
 @pytest.fixture(autouse=True)
