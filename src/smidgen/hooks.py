@@ -61,14 +61,17 @@ class Route:
     def __init__(self, name: str, names: Sequence[str | None]) -> None:
         self.name, self.count, self._names = name, len(names), names
 
-    def index(self, batch: int, device: torch.device) -> Tensor:
+    def served(self, batch: int) -> list[int]:
         """The numbers of its rows in a batch, which may have each row several times in a row, as beams do.
 
         Raises:
             ValueError: the batch is not of so many rows.
         """
-        served = [row for row, name in enumerate(self.of_rows(batch)) if name == self.name]
-        return torch.tensor(served, device=device).long()
+        return [row for row, name in enumerate(self.of_rows(batch)) if name == self.name]
+
+    def index(self, batch: int, device: torch.device) -> Tensor:
+        """As `served`, in a tensor."""
+        return torch.tensor(self.served(batch), device=device).long()
 
     def of_rows(self, batch: int) -> list[str | None]:
         """The name of each row's adapter, or None.
@@ -186,8 +189,11 @@ def _run(delta: Delta, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor
     if delta.route is None:
         return delta(layer, inputs, hidden)  # type: ignore[no-any-return]
     batch = hidden.shape[0]
-    index = delta.route.index(batch, hidden.device)
-    if not len(index):
+    served = delta.route.served(batch)
+    if not served:
         return hidden
+    if len(served) == batch:
+        return delta(layer, inputs, hidden)  # type: ignore[no-any-return]
+    index = torch.tensor(served, device=hidden.device)
     own = tuple(taken(value, index, batch) for value in inputs)
     return hidden.index_copy(0, index, delta(layer, own, hidden[index]).to(hidden.dtype))

@@ -135,6 +135,18 @@ def test_a_head_of_zeros_is_no_proof() -> None:
     assert tried(model) == {}
 
 
+def test_a_block_that_came_after_it_reads_all_tokens() -> None:
+    model, batch = build("bert"), inputs_of(make_batch("bert"))
+    with reading_first_token(model, batch):
+        pass
+    assert tried(model)
+    layers = model.bert.encoder.layer
+    layers.append(copy.deepcopy(layers[-1]))
+    expected = model(**batch).logits
+    with reading_first_token(model, batch):
+        assert torch.equal(model(**batch).logits, expected)
+
+
 def test_a_block_that_is_not_computed_is_no_proof() -> None:
     model, batch = build("llama-classifier"), make_batch("llama-classifier")
     attach(model, HeadOnly())

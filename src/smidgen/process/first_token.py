@@ -55,17 +55,19 @@ class _LastBlock:
 
     Attributes:
         block: it.
-        number: of it, counted from 0.
+        stack: whose last one it is, or was.
         layers: those that may compute the first token alone, none where more is read; None: the model was not tried.
     """
 
     block: nn.Module
-    number: int
+    stack: nn.ModuleList
     layers: Layers | None = None
 
     def may_be_left_out(self, model: PreTrainedModel) -> bool:
         """Whether nothing in it looks at several tokens but its attention, now."""
-        if model.dtype != torch.float32 or "forward" in vars(self.block) or self.block._compiled_call_impl is not None:
+        if model.dtype != torch.float32 or self.stack[-1] is not self.block:
+            return False
+        if "forward" in vars(self.block) or self.block._compiled_call_impl is not None:
             return False  # it is not computed at all, above kept states, or a graph without hooks of ours
         inside = list(self.block.modules())
         if model.training and any(getattr(module, "gradient_checkpointing", False) for module in inside):
@@ -78,7 +80,11 @@ class _LastBlock:
 def _last_block(model: nn.Module) -> _LastBlock | None:
     """None where there are several stacks of blocks, or none."""
     stacks = blocks(model)
-    return _LastBlock(model.get_submodule(stacks[0][-1]), len(stacks[0]) - 1) if len(stacks) == 1 else None
+    if len(stacks) != 1:
+        return None
+    stack = model.get_submodule(stacks[0][-1].rpartition(".")[0])
+    assert isinstance(stack, nn.ModuleList)
+    return _LastBlock(stack[-1], stack)
 
 
 def _tried(model: PreTrainedModel, last: _LastBlock, inputs: Mapping[str, Any]) -> Layers:
@@ -87,7 +93,7 @@ def _tried(model: PreTrainedModel, last: _LastBlock, inputs: Mapping[str, Any]) 
     An answer for the first token alone goes on to what comes next, and is added to residuals of all tokens, whose sums
     nothing reads; but attention needs a query of each token where some are padding.
     """
-    number = str(last.number)
+    number = str(len(last.stack) - 1)
     try:
         whole = {place.name for place in find(model, "keys-and-values", number)}
         layers = [place.layer for place in find(model, "all-linear", number) if place.name not in whole]
