@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from torch import nn
 
 import smidgen
 from smidgen import (
+    Adapter,
     BitFit,
     HeadOnly,
     Houlsby,
@@ -29,6 +32,7 @@ from smidgen import (
     load,
     rows,
 )
+from smidgen.delta import Delta
 from smidgen.own import head_names
 from tests.conftest import LABELS, build, make_batch
 from tests.methods.test_contract import disturb, logits
@@ -475,3 +479,37 @@ def test_a_handle_whose_adapter_is_gone_says_so_and_changes_nothing() -> None:
 def test_what_is_no_technique_is_refused(given: object) -> None:
     with pytest.raises(TypeError, match=r"attach takes techniques such as LoRA\(rank=8\)"):
         attach(build("bert"), given)  # type: ignore[arg-type]
+
+
+def test_a_layer_that_blocks_share_has_one_delta() -> None:
+    model, batch = build("bert"), make_batch("bert")
+    model.bert.encoder.layer[1] = model.bert.encoder.layer[0]
+    before, state = logits(model, batch), list(model.state_dict())
+    adapter = attach(model, LoRA(rank=2))
+    assert len(adapter.places[0]) == 12
+    model(**batch).loss.backward()
+    adapter.check_gradients()
+    adapter.detach()
+    assert torch.equal(logits(model, batch), before)
+    assert list(model.state_dict()) == state
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failing(LoRA):
+    """A technique whose schedule cannot be."""
+
+    def schedule(self, adapter: Adapter, deltas: Sequence[Delta]) -> None:
+        raise ZeroDivisionError
+
+
+def test_a_technique_that_fails_at_the_end_leaves_the_model_as_it_was() -> None:
+    model, batch = build("bert"), make_batch("bert")
+    first = attach(model, LoRA(), name="first")
+    before, state = logits(model, batch), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ZeroDivisionError):
+        attach(model, Failing(), name="second")
+    assert first.active
+    assert torch.equal(logits(model, batch), before)
+    after = model.state_dict()
+    assert list(after) == list(state)
+    assert all(torch.equal(after[name], tensor) for name, tensor in state.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 from smidgen import (
@@ -21,6 +22,8 @@ from smidgen import (
     attach,
     rows,
 )
+from smidgen.hooks import Batch as Named
+from smidgen.hooks import Route
 from smidgen.methods.low_rank import LowRankDelta
 from tests.conftest import build, example, make_batch
 from tests.methods.test_contract import disturb, logits
@@ -223,3 +226,51 @@ def test_what_was_active_is_active_again_even_after_an_error() -> None:
     assert [p.requires_grad for p in adapters["other"].parameters()] == [False] * len(
         list(adapters["other"].parameters())
     )
+
+
+def test_rows_of_a_module_whose_inner_layers_are_changed_as_well() -> None:
+    """The head runs once more for each adapter, whose update has a scale of its own."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    model = transformers.RobertaForMaskedLM(transformers.RobertaConfig(vocab_size=60, **sizes)).eval()
+    batch = {name: tensor for name, tensor in make_batch("roberta").items() if name != "labels"}
+    adapters = {}
+    for name, alpha in (("other", 2.0), ("one", 16.0)):
+        method = LoRA(rank=2, alpha=alpha, targets=r"lm_head\.dense")
+        adapters[name] = attach(model, method, name=name, also_train=r"lm_head\.bias")
+        disturb(adapters[name])
+    expected = alone(model, adapters, batch)
+    with rows(model, NAMES):
+        mixed = logits(model, batch)
+    torch.testing.assert_close(visible(mixed, batch), visible(expected, batch), atol=2e-5, rtol=1e-4)
+
+
+def test_names_may_change_without_changing_who_serves() -> None:
+    model, batch = build("bert"), make_batch("bert")
+    two(model, LoRA(rank=2), LoRA(rank=3))
+    names = list(NAMES)
+    with rows(model, names):
+        expected = logits(model, batch)
+        names[0] = "other"
+        assert torch.equal(logits(model, batch), expected)
+
+
+def test_what_is_not_computed_row_by_row_is_refused() -> None:
+    sizes = {"vocab_size": 60, "d_model": 32, "n_layer": 1, "n_head": 4, "d_inner": 48}
+    model = transformers.XLNetForSequenceClassification(transformers.XLNetConfig(**sizes))
+    attach(model, LoRA(targets="feed-forward"), name="one")
+    with pytest.raises(ValueError, match="a text's tokens before its rows"), rows(model, ["one"]):
+        pass
+    model = build("t5")
+    attach(model, LoRA(), name="one", also_train="relative_attention_bias.*")
+    with pytest.raises(ValueError, match=r"relative_attention_bias.*pairs of positions"), rows(model, ["one"]):
+        pass
+
+
+def test_states_of_another_length_than_the_rows_are_no_rows() -> None:
+    """Even if it is a multiple of theirs; tokens in one list are."""
+    route = Route("one", Named(["one", None]))
+    assert route.served(torch.zeros(2, 6, 3)) == [0]
+    assert route.served(torch.zeros(4, 3)) == [0, 1]
+    with pytest.raises(ValueError, match="names adapters for 2 rows, and a layer .* computes 4"):
+        route.served(torch.zeros(4, 2, 3))

@@ -56,6 +56,13 @@ def refused(folder: Path, match: str, architecture: str = "bert") -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_metrics_may_be_named_by_numbers(tmp_path: Path) -> None:
+    attach(build("bert"), LoRA()).save(tmp_path / "saved", metrics={1: 2.0, "classes": {1: 0.1, 2: 0.2, 10: 0.3}})
+    load(build("bert"), tmp_path / "saved")
+    found = json.loads((tmp_path / "saved" / "adapter.json").read_text())["metrics"]
+    assert found == {"1": 2.0, "classes": {"1": 0.1, "2": 0.2, "10": 0.3}}
+
+
 def test_labels_and_metrics_come_back(saved: Path) -> None:
     model = build("bert")
     load(model, saved)
@@ -183,7 +190,7 @@ def test_a_link_out_of_the_folder_is_refused(saved: Path) -> None:
         (lambda m: m["techniques"][0]["fields"].update(rank=10**9), "above the size"),
         (lambda m: m["techniques"][0]["fields"].update(rank=3), "in the file"),
         (lambda m: m["techniques"][0]["fields"].update(unknown=3), "has the fields"),
-        (lambda m: m["techniques"][0]["places"].pop(), "unknown tensors"),
+        (lambda m: m["techniques"][0]["places"].pop(), "missing nothing; unknown "),
         (lambda m: m["own"].append("bert.nothing"), "which the model does not have"),
         (lambda m: m.update(name="two\nlines"), "name: Value error, name="),
         (lambda m: m.update(name=5), "name: Input should be a valid string"),
@@ -213,8 +220,8 @@ def test_a_duplicate_key_is_refused(saved: Path) -> None:
         (lambda t: t.update({"classifier.bias": torch.tensor([1.0, float("nan"), 0.0])}), "not finite"),
         (lambda t: t.update({"classifier.bias": torch.zeros(3, dtype=torch.long)}), "not floating-point"),
         (lambda t: t.update({"classifier.bias": torch.zeros(4)}), r"is \(4,\) in the file"),
-        (lambda t: t.update({"classifier.extra": torch.zeros(4)}), "unknown tensors"),
-        (lambda t: t.pop("classifier.bias"), "missing tensors"),
+        (lambda t: t.update({"classifier.extra": torch.zeros(4)}), "unknown classifier.extra"),
+        (lambda t: t.pop("classifier.bias"), "missing classifier.bias"),
     ],
 )
 def test_changed_tensors_are_refused(saved: Path, change: Callable[[dict], None], match: str) -> None:

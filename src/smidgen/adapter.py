@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from smidgen import attention, hooks, merging, prompts, stepping, storage
 from smidgen.delta import Delta, Method, Service
+from smidgen.errors import difference
 from smidgen.own import OwnParameters, count, head_names, own_parameters
 from smidgen.stacking import active_adapters, adapters, check_not_routed, none_active, set_active
 from smidgen.targets import Place
@@ -62,13 +63,20 @@ class Adapter:
             self._put(method, place, delta)
         adapters(model)[name] = self
         vars(model)["_smidgen_active"] = [name]
-        self._wire()
-        for _, parameter in self.named_parameters():
-            parameter.requires_grad_(True)
-        self.total += sum(p.numel() for n, p in self.named_parameters() if n not in self._own.names)
-        self.clock = stepping.Clock()
-        stepping.watch(self)
-        stepping.schedule(self)
+        try:
+            self._wire()
+            for _, parameter in self.named_parameters():
+                parameter.requires_grad_(True)
+            self.total += sum(p.numel() for n, p in self.named_parameters() if n not in self._own.names)
+            self.clock = stepping.Clock()
+            stepping.watch(self)
+            stepping.schedule(self)
+        except BaseException:
+            if self._own.keep_base:
+                self._own.put_base()
+            vars(model)["_smidgen_active"] = []
+            self._remove()
+            raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy of an adapter, or one from a pickle, is watched as well."""
@@ -203,7 +211,7 @@ class Adapter:
         """
         tensors = dict(self.named_state())
         if tensors.keys() != state.keys():
-            raise ValueError(f"The state does not fit {self!r}: {_difference(tensors, state)}.")
+            raise ValueError(f"The state does not fit {self!r}: {difference(tensors, state)}.")
         for name, tensor in tensors.items():
             if tensor.shape != state[name].shape:
                 raise ValueError(
@@ -378,8 +386,3 @@ class Adapter:
         where = f"{places} place{'s' * (places != 1)}, " if places else ""
         share = self.trainable / self.total
         return f"{title} {self.name!r}: {where}{self.trainable:,} trainable of {self.total / 1e6:.1f} M ({share:.2%})"
-
-
-def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    missing, unknown = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
-    return f"missing {', '.join(missing[:3]) or 'nothing'}; unknown {', '.join(unknown[:3]) or 'nothing'}"

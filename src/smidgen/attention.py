@@ -137,9 +137,8 @@ def _served(delta: Delta, key: Tensor) -> Tensor | None:
     """Which rows the delta serves, (batch,); None: all."""
     if delta.route is None:
         return None
-    return key.new_zeros(key.shape[0], dtype=torch.bool).index_fill(
-        0, delta.route.index(key.shape[0], key.device), True
-    )
+    served = set(delta.route.served(key))
+    return torch.tensor([row in served for row in range(key.shape[0])], device=key.device)
 
 
 def _widen(mask: Tensor | None, columns: int, served: Tensor | None) -> Tensor | None:

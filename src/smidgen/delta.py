@@ -55,7 +55,7 @@ class Delta(nn.Module):
     - layer: `forward(layer, inputs, hidden) -> hidden`, with `inputs` the layer's positional arguments, or, if
       `reads_source`, those of the layer at the start of the sublayer that this one ends, and `hidden` the layer's
       output, or its first input where the place's side is "input";
-      `hidden` may be changed in place where `layers.output_is_ours` says so;
+      `hidden` may be changed in place where `layers.output_is_ours` says so, and so may what it returns, by the next;
       what it does to a token depends on that token alone;
     - attention: `forward(batch) -> (keys, values)`, each (batch, key-value heads, virtual tokens, head size); where it
       is `gated`, they have a softmax of their own, whose result is multiplied by the gate and added;

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from smidgen.own import own_modules
 from smidgen.storage import sampled
 from smidgen.targets import blocks
 
@@ -77,7 +78,7 @@ def to_eight_bits(model: PreTrainedModel) -> None:
         (parent, child, layer)
         for stack in blocks(model)
         for name in stack
-        for parent in model.get_submodule(name).modules()
+        for _, parent in own_modules(model.get_submodule(name))
         for child, layer in parent.named_children()
         if type(layer) is nn.Linear
     ]

@@ -8,9 +8,17 @@ Exception
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class UserError(ValueError):
     """A mistake of the user's: the message names the value, what was wrong with it, and what would do."""
+
+
+def difference(expected: Mapping[str, object], given: Mapping[str, object]) -> str:
+    """What is missing of the names that are expected, and what is unknown of those given, the first three of each."""
+    missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    return f"missing {', '.join(missing[:3]) or 'nothing'}; unknown {', '.join(unknown[:3]) or 'nothing'}"
 
 
 class Interrupted(Exception):

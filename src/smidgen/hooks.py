@@ -29,7 +29,8 @@ class Deltas(nn.Module):
 class Tap:
     """Remembers what went into an earlier layer of a sublayer, for a delta at its end.
 
-    A forward pre-hook. The tensor is let go of when the delta takes it, so that nothing is kept beyond one pass.
+    A forward pre-hook. The tensor is let go of when the delta takes it, so that nothing is kept beyond a pass, but for
+    one that an error ended in between: the next pass lets go of that.
     """
 
     def __init__(self, layer: nn.Module, delta: Delta) -> None:
@@ -50,45 +51,63 @@ class Tap:
         return inputs
 
 
+class Batch:
+    """Whose adapter each row has, of the batches that come.
+
+    Args:
+        names: an adapter's name, or None, for each row.
+
+    Attributes:
+        rows: of the batch that is computed now; beams make several of each name's, one after the other.
+    """
+
+    def __init__(self, names: Sequence[str | None]) -> None:
+        self.names = tuple(names)
+        self.rows = len(self.names)
+
+
 class Route:
     """Which rows of a batch an adapter serves.
 
     Args:
         name: the adapter's.
-        names: an adapter's name, or None, for each row.
+        batch: whose rows have which adapter.
     """
 
-    def __init__(self, name: str, names: Sequence[str | None]) -> None:
-        self.name, self.count, self._names = name, len(names), names
+    def __init__(self, name: str, batch: Batch) -> None:
+        self.name, self.batch = name, batch
 
-    def served(self, batch: int) -> list[int]:
-        """The numbers of its rows in a batch, which may have each row several times in a row, as beams do.
+    def served(self, states: Tensor) -> list[int]:
+        """The numbers of its rows.
+
+        Args:
+            states: of the batch's rows, or of their tokens, see `of_rows`.
 
         Raises:
-            ValueError: the batch is not of so many rows.
+            ValueError: see `of_rows`.
         """
-        return [row for row, name in enumerate(self.of_rows(batch)) if name == self.name]
+        return [row for row, name in enumerate(self.of_rows(states)) if name == self.name]
 
-    def index(self, batch: int, device: torch.device) -> Tensor:
-        """As `served`, in a tensor."""
-        return torch.tensor(self.served(batch), device=device).long()
-
-    def of_rows(self, batch: int) -> list[str | None]:
+    def of_rows(self, states: Tensor) -> list[str | None]:
         """The name of each row's adapter, or None.
 
+        Args:
+            states: (rows, ...), or (rows · length, size) where a layer gets the tokens of all rows in one list.
+
         Raises:
-            ValueError: the batch is not of so many rows, nor of that many times over.
+            ValueError: they are not those of the batch's rows.
         """
-        alone = _alone.get()
+        alone, count = _alone.get(), states.shape[0]
         if alone is not None:
-            return [alone] * batch
-        if batch % self.count:
+            return [alone] * count
+        if count != self.batch.rows and (states.dim() > 2 or count % self.batch.rows):
             raise ValueError(
-                f"rows names adapters for {self.count} rows, and a layer that adapter {self.name!r} changes computes "
-                f"{batch}. Give a name for each row; what is computed once for all rows cannot differ between them."
+                f"rows names adapters for {len(self.batch.names)} rows, and a layer that adapter {self.name!r} changes "
+                f"computes {count}. Give a name for each row; what is computed once for all rows cannot differ between "
+                "them."
             )
-        times = batch // self.count
-        return [name for name in self._names for _ in range(times)]
+        times = count // len(self.batch.names)
+        return [name for name in self.batch.names for _ in range(times)]
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -144,19 +163,19 @@ def remove(layer: nn.Module, key: str) -> None:
         del layer.deltas
 
 
-def active_deltas(layer: nn.Module) -> list[Delta]:
-    """The deltas that act on this layer now, in their order."""
+def active_deltas(layer: nn.Module, side: Side | None = None) -> list[Delta]:
+    """The deltas that act on this layer now, in their order; with a side, those on it alone."""
     deltas = getattr(layer, "deltas", None)
     if not isinstance(deltas, Deltas):
         return []
-    active = deltas.active()
+    active = [delta for delta in deltas.active() if side is None or delta.side == side]
     return sorted(active, key=lambda delta: delta.service.order) if len(active) > 1 else active
 
 
 def run_deltas(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
     """The one forward hook: passes a layer's output (a tuple's first part) through its active deltas."""
     hidden = output[0] if isinstance(output, tuple) else output
-    deltas = [delta for delta in active_deltas(layer) if delta.side == "output"]
+    deltas = active_deltas(layer, "output")
     together = joined(deltas, hidden) if len(deltas) > 1 else []
     if together:
         hidden = add_by_row(layer, together, inputs[0], hidden)
@@ -168,7 +187,7 @@ def run_deltas(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
 
 def run_input_deltas(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The one forward pre-hook: passes a layer's first input through the active deltas of its input."""
-    deltas = [delta for delta in active_deltas(layer) if delta.side == "input"]
+    deltas = active_deltas(layer, "input")
     if not deltas:
         return inputs
     if not inputs:
@@ -188,12 +207,11 @@ def _run(delta: Delta, layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor
     """The delta's result on the rows that it serves; others stay as they are."""
     if delta.route is None:
         return delta(layer, inputs, hidden)  # type: ignore[no-any-return]
-    batch = hidden.shape[0]
-    served = delta.route.served(batch)
+    served = delta.route.served(hidden)
     if not served:
         return hidden
-    if len(served) == batch:
+    if len(served) == hidden.shape[0]:
         return delta(layer, inputs, hidden)  # type: ignore[no-any-return]
     index = torch.tensor(served, device=hidden.device)
-    own = tuple(taken(value, index, batch) for value in inputs)
+    own = tuple(taken(value, index, hidden.shape[0]) for value in inputs)
     return hidden.index_copy(0, index, delta(layer, own, hidden[index]).to(hidden.dtype))

@@ -52,13 +52,15 @@ def add_by_row(layer: nn.Module, deltas: Sequence[Delta], inputs: Tensor, hidden
         factors = {name: (*_filled(a, b, max(ranks)), scale) for name, (a, b, scale) in factors.items()}
     first, second, scale = next(iter(factors.values()))
     nothing = first, torch.zeros_like(second), scale  # of a row that none of them serves
-    own = [factors.get(name, nothing) if name is not None else nothing for name in route.of_rows(hidden.shape[0])]
+    own = [factors.get(name, nothing) if name is not None else nothing for name in route.of_rows(hidden)]
 
     a, b = torch.stack([a for a, _, _ in own]), torch.stack([b for _, b, _ in own])
     rows = inputs.reshape(len(own), -1, inputs.shape[-1])
     low = torch.bmm(rows, cast(a, rows).transpose(1, 2))
-    if len({scale for _, _, scale in own}) > 1:  # a tensor of numbers that a GPU would have to wait for
-        low, scale = low * torch.tensor([scale for _, _, scale in own], device=rows.device).view(-1, 1, 1), 1.0
+    scales = [scale for _, _, scale in own]
+    scale = scales[0]
+    if len(set(scales)) > 1:  # a GPU would have to wait for these numbers
+        low, scale = low * torch.tensor(scales, device=rows.device).view(-1, 1, 1), 1.0
     shape = len(own), rows.shape[1], hidden.shape[-1]
     add = in_place(hidden, *shape).baddbmm_ if output_is_ours(layer) else hidden.reshape(shape).baddbmm
     return add(cast(low, hidden), cast(b, hidden).transpose(1, 2), alpha=scale).view(hidden.shape)

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 
-from smidgen.remembered import once_a_model
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -59,8 +57,11 @@ def in_place(output: Tensor, *shape: int) -> Tensor:
     """A layer's output that is ours, in another shape, to be changed in place and used instead.
 
     Autograd takes it for a tensor of its own. A change of what it knows as a view would copy the whole gradient three
-    times in the backward pass, which took as long as the rest of LoRA's.
+    times in the backward pass, which took as long as the rest of LoRA's. It is told that the output changes, so that a
+    technique before, which needs its own result for its gradient, raises an error instead of computing a wrong one.
     """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(output)
     return torch.ops.aten._unsafe_view(output, shape)  # type: ignore[no-any-return]
 
 
@@ -95,7 +96,6 @@ def embedding_rows(embedding: nn.Module) -> Tensor:
     return weight.detach() if scale is None else weight.detach() * scale
 
 
-@once_a_model
 def is_causal(model: nn.Module) -> bool:
     """Whether the model's attention looks back only, as a decoder's does.
 
@@ -104,7 +104,8 @@ def is_causal(model: nn.Module) -> bool:
     """
     from transformers.models.auto import modeling_auto as auto
 
-    if any(getattr(layer, "is_causal", False) is True for layer in model.modules()):
+    # asked at every step, and a module looks long for what it does not have
+    if any(vars(layer).get("is_causal", getattr(type(layer), "is_causal", None)) is True for layer in model.modules()):
         return True
     kind = getattr(getattr(model, "config", None), "model_type", None)
     return kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES

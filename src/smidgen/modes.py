@@ -34,7 +34,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def chance_kept(model: PreTrainedModel) -> Iterator[None]:
-    """Afterwards random numbers go on as if none had been drawn inside, on the CPU and on the model's device."""
+    """Afterwards random numbers go on as if none had been drawn inside, on the CPU and on a GPU of CUDA."""
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         yield
 

@@ -130,9 +130,11 @@ class OwnParameters(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OwnParameters:
         """Move or cast what does not stand in the model along with it."""
+        inside = {id(getattr(module, slot)) for module, slot, _ in self._slots}
         with torch.no_grad():
             for parameter in (*self.base.values(), *self._own.values()):
-                parameter.data = fn(parameter.data)
+                if id(parameter) not in inside:
+                    parameter.data = fn(parameter.data)
         return self
 
 

@@ -47,7 +47,7 @@ def served_rows(delta: Delta, rows: Tensor) -> Tensor:
     """The numbers of the rows that the delta serves."""
     if delta.route is None:
         return torch.arange(rows.shape[0])
-    return delta.route.index(rows.shape[0], torch.device("cpu"))
+    return torch.tensor(delta.route.served(rows)).long()
 
 
 def insert(rows: Tensor, start: int, count: int, value: int | Tensor) -> Tensor:

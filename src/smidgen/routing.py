@@ -11,11 +11,12 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from smidgen.adapter import Adapter
-from smidgen.hooks import Route, taken
+from smidgen.hooks import Batch, Route, taken
 from smidgen.stacking import active_adapters, check_not_routed, named_adapters, set_active
 
 if TYPE_CHECKING:
@@ -47,18 +48,18 @@ def rows(model: PreTrainedModel, names: Sequence[str | None]) -> Iterator[None]:
         raise ValueError("rows needs a name, or None, for each row of the batch; it got none.")
     for adapter in used:
         _check_places(adapter)
-    before = active_adapters(model)
+    before, batch = active_adapters(model), Batch(names)
     set_active(model, [])
     handles: list[RemovableHandle] = []
     vars(model)["_smidgen_routed"] = True
     own_generate = vars(model).get("generate")
-    batches = _Batches(model, len(names))
+    batches = _Batches(model, batch)
     try:
         handles.append(model.register_forward_pre_hook(batches.check, with_kwargs=True))
         if hasattr(model, "generate"):
             vars(model)["generate"] = batches.generate
         for adapter in used:
-            route = Route(adapter.name, names)
+            route = Route(adapter.name, batch)
             adapter.serve(active=True, route=route)
             handles += _route_own(adapter, route)
         yield
@@ -75,10 +76,10 @@ def rows(model: PreTrainedModel, names: Sequence[str | None]) -> Iterator[None]:
 
 
 class _Batches:
-    """Whether a batch has the rows that adapters are named for; `generate` alone may have several for each."""
+    """Sees to it that a batch has the rows that adapters are named for; `generate` alone may have several for each."""
 
-    def __init__(self, model: PreTrainedModel, count: int) -> None:
-        self.count, self._generating = count, False
+    def __init__(self, model: PreTrainedModel, batch: Batch) -> None:
+        self.batch, self._generating = batch, False
         self._generate: Any = getattr(model, "generate", None)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -87,24 +88,34 @@ class _Batches:
         try:
             return self._generate(*args, **kwargs)
         finally:
-            self._generating = False
+            self._generating, self.batch.rows = False, len(self.batch.names)
 
     def check(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise a ValueError for another number of rows."""
         given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
-        if given is None or given.shape[0] == self.count or (self._generating and given.shape[0] % self.count == 0):
+        if given is None:
             return
-        raise ValueError(
-            f"rows names adapters for {self.count} rows, and the batch has {given.shape[0]}. Give a name for each row."
-        )
+        rows, count = given.shape[0], len(self.batch.names)
+        if rows != count and not (self._generating and rows % count == 0):
+            raise ValueError(
+                f"rows names adapters for {count} rows, and the batch has {rows}. Give a name for each row."
+            )
+        self.batch.rows = rows
 
 
 def _check_places(adapter: Adapter) -> None:
     """Raise a ValueError if a delta could not tell the rows apart.
 
-    Its place sees tokens that a router has picked, and not the rows of a batch; or it computes with a weight or a bias
-    of the layer's, of which the adapter trains its own.
+    Its place sees tokens that a router has picked, and not the rows of a batch; it computes with a weight or a bias of
+    the layer's, of which the adapter trains its own; or the model does not compute row by row.
     """
+    if adapter.model.config.model_type == "xlnet":
+        raise ValueError("XLNet computes with a text's tokens before its rows, which cannot be told apart in a layer.")
+    if pairs := [name for name in adapter.own_names if "relative_attention_bias" in name]:
+        raise ValueError(
+            f"Adapter {adapter.name!r} trains {pairs[0]}, which is looked up for pairs of positions, once for "
+            "all rows. Serve it alone."
+        )
     for method, place, _ in adapter.entries():
         own = {f"{place.name}.weight", f"{place.name}.bias"} & adapter.own_names
         if method.needs_plain_output and own:
@@ -134,13 +145,12 @@ def _with_own(parameters: dict[str, nn.Parameter], route: Route) -> Callable[...
                 f"A {type(module).__name__} whose parameters adapter {route.name!r} trains gives no tensor, so that "
                 "its rows cannot be told apart. Serve that adapter alone."
             )
-        batch = output.shape[0]
-        if batch == 1 < route.count and isinstance(module, nn.Embedding):  # the same for all rows, as positions are
-            batch = route.count
-            output = output.expand(batch, *output.shape[1:])
-        index = route.index(batch, output.device)
-        if not len(index):
+        if output.shape[0] == 1 and isinstance(module, nn.Embedding):  # the same for all rows, as positions are
+            output = output.expand(route.batch.rows, *output.shape[1:])
+        served, batch = route.served(output), output.shape[0]
+        if not served:
             return output
+        index = torch.tensor(served, device=output.device)
         own = _swapped(module, parameters)
         with own, route.alone():
             part = module.forward(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from smidgen import attention, files, manifest, targets
 from smidgen.delta import Delta, Method
-from smidgen.errors import UserError
+from smidgen.errors import UserError, difference
 from smidgen.manifest import FORMAT, TENSORS, Base, Manifest, SavedPlace, Technique
 from smidgen.own import head_names, own_modules, own_parameters
 from smidgen.targets import Place
@@ -71,7 +71,7 @@ def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Seque
     if labels is None and adapter.head_names:
         labels = adapter.labels
     try:
-        json.dumps(dict(metrics), allow_nan=False)
+        plain = json.loads(json.dumps(dict(metrics), allow_nan=False))  # numbers that are names become words
     except (TypeError, ValueError) as error:
         raise UserError(
             f"metrics={dict(metrics)} cannot be written as JSON: {error}. Give plain, finite numbers."
@@ -98,7 +98,7 @@ def save(adapter: Adapter, path: Path, metrics: Mapping[str, Any], labels: Seque
             own=own,
             head=[name for name in own if name in adapter.head_names],
             labels=list(labels) if labels is not None else None,
-            metrics=dict(metrics),
+            metrics=plain,
             sha256={TENSORS: files.sha256(folder / TENSORS)},
         ).write(folder)
 
@@ -209,8 +209,7 @@ def _check_shapes(model: PreTrainedModel, states: Mapping[str, Tensor], own: Seq
     expected = {name: tuple(parameters[name].shape) for name in own}
     expected |= {name: tuple(tensor.shape) for name, tensor in states.items()}
     if shapes.keys() != expected.keys():
-        missing, unknown = sorted(expected.keys() - shapes.keys()), sorted(shapes.keys() - expected.keys())
-        raise ValueError(f"missing tensors: {missing[:3]}; unknown tensors: {unknown[:3]}")
+        raise ValueError(f"its tensors are others: {difference(expected, shapes)}")
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise ValueError(f"{name} is {shapes[name]} in the file and {shape} in the model")

@@ -76,7 +76,10 @@ def find(model: PreTrainedModel, targets: str | Sequence[str] | None, layers: st
         if not found:
             raise ValueError(_nothing(model, target, layers))
         places.update((place.name, place) for place in found)
-    return list(places.values())
+    once: dict[tuple[int, str], Place] = {}  # a layer that several blocks share has one place, by its first name
+    for place in places.values():
+        once.setdefault((id(place.layer), place.side), place)
+    return list(once.values())
 
 
 def embedding(model: PreTrainedModel) -> Place:

@@ -179,9 +179,13 @@ def _outputs(model: nn.Module, watched: Sequence[nn.Module], inputs: Inputs) -> 
 @contextlib.contextmanager
 def _hooked(modules: Iterable[nn.Module], hear: Callable[[nn.Module], object]) -> Iterator[None]:
     """Inside, `hear` is told of every module that is called, before it is."""
+
+    def tell(module: nn.Module, _: object) -> None:
+        hear(module)
+
     with contextlib.ExitStack() as stack:
         for module in modules:
-            stack.callback(module.register_forward_pre_hook(lambda module, _: hear(module) and None).remove)
+            stack.callback(module.register_forward_pre_hook(tell).remove)
         yield
 
 

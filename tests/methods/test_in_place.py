@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from smidgen import attach, rows
-from smidgen.layers import output_is_ours
+from smidgen.layers import in_place, output_is_ours
 from tests.conftest import build, example, make_batch
 from tests.methods.test_contract import disturb
 
@@ -71,3 +71,10 @@ def test_a_change_in_place_copies_no_gradient(name: str, by_row: bool) -> None:
             steps += [earlier for earlier, _ in step.next_functions if earlier is not None]
     assert len(seen) > 100
     assert not [step for step in seen if "CopySlices" in step.name()]
+
+
+def test_what_another_technique_needs_for_its_gradient_is_not_changed_in_silence() -> None:
+    states = torch.tanh(torch.randn(2, 4, requires_grad=True))  # as a delta before it may give them
+    changed = in_place(states, -1, 4).add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        changed.sum().backward()

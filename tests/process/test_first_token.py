@@ -85,9 +85,7 @@ def test_only_what_meets_the_other_tokens_gets_zeros_for_them(name: str, padded:
 
 
 def tried(model: PreTrainedModel) -> first_token.Layers | None:
-    last = first_token._last_block(model)
-    assert last is not None
-    return last.layers
+    return first_token._known[model].layers
 
 
 def logits_of_all(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
@@ -135,16 +133,48 @@ def test_a_head_of_zeros_is_no_proof() -> None:
     assert tried(model) == {}
 
 
-def test_a_block_that_came_after_it_reads_all_tokens() -> None:
+def one_more_block(model: PreTrainedModel) -> None:
+    layers = model.bert.encoder.layer
+    layers.append(copy.deepcopy(layers[-1]))
+
+
+def another_list_of_blocks(model: PreTrainedModel) -> None:
+    layers = model.bert.encoder.layer
+    model.bert.encoder.layer = torch.nn.ModuleList([*layers, copy.deepcopy(layers[0])])
+
+
+class Mean(torch.nn.Module):
+    """A pooler that reads all tokens."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states.mean(1)
+
+
+def another_reader(model: PreTrainedModel) -> None:
+    model.bert.pooler = Mean()
+
+
+@pytest.mark.parametrize("change", [one_more_block, another_list_of_blocks, another_reader])
+def test_a_model_that_was_changed_is_tried_again(change: Any) -> None:
     model, batch = build("bert"), inputs_of(make_batch("bert"))
     with reading_first_token(model, batch):
         pass
     assert tried(model)
-    layers = model.bert.encoder.layer
-    layers.append(copy.deepcopy(layers[-1]))
+    change(model)
     expected = model(**batch).logits
     with reading_first_token(model, batch):
-        assert torch.equal(model(**batch).logits, expected)
+        torch.testing.assert_close(model(**batch).logits, expected)
+
+
+def test_an_adapter_that_came_later_is_no_change() -> None:
+    model, batch = build("bert"), inputs_of(make_batch("bert"))
+    with reading_first_token(model, batch):
+        pass
+    before = first_token._known[model]
+    attach(model, LoRA())
+    with reading_first_token(model, batch):
+        pass
+    assert first_token._known[model] is before
 
 
 def test_a_block_that_is_not_computed_is_no_proof() -> None:

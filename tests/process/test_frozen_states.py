@@ -24,7 +24,7 @@ from smidgen.process.job import Job
 from smidgen.process.opening import prepare, reopen
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run
-from smidgen.process.shelf import Shelf
+from smidgen.process.shelf import Shelf, StoppedError
 from smidgen.report.terminal import plan_lines
 from smidgen.trunk import Trunk
 from tests.process.test_train import interrupted
@@ -145,10 +145,10 @@ def test_a_run_that_is_stopped_while_states_are_computed_stops_then(
         file.unlink()
     real, epochs = FrozenStates.keep, itertools.count()
 
-    def keep(self: FrozenStates, rows: Any, **stopped: Any) -> None:
-        if stopped and next(epochs) == epoch:
+    def keep(self: FrozenStates, rows: Any) -> None:
+        if self.model.training and next(epochs) == epoch:
             signal.raise_signal(signal.SIGINT)
-        real(self, rows, **stopped)
+        real(self, rows)
 
     with monkeypatch.context() as patched:
         patched.setattr(FrozenStates, "keep", keep)
@@ -263,6 +263,21 @@ def test_of_several_that_want_the_same_one_computes_it(tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(want, range(3))) == [b"0123"] * 3
     assert len(asked) == 1
+
+
+def test_who_waits_for_another_may_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelves, "PATIENCE", 0.01)
+    asked = itertools.count()
+    with contextlib.closing(Shelf(tmp_path)) as shelf, contextlib.closing(Shelf(tmp_path)) as other:
+
+        def computed() -> Iterator[tuple[bytes, memoryview]]:
+            with pytest.raises(StoppedError):
+                other.put("origin", {b"key": 4}, iter(()), stopped=lambda: next(asked) == 3)
+            yield b"key", memoryview(b"1234")
+
+        assert shelf.put("origin", {b"key": 4}, computed()) is None
+        assert b"key" in shelf
+    assert next(asked) == 4
 
 
 def test_a_stopped_writer_leaves_nothing(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import operator
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from smidgen.hooks import active_deltas
+from smidgen.hooks import Deltas, active_deltas
+from smidgen.layers import is_sharded
 from smidgen.modes import looking
-from smidgen.remembered import once_a_model
+from smidgen.own import OwnParameters
 from smidgen.targets import blocks, find
 
 if TYPE_CHECKING:
@@ -35,9 +38,11 @@ def reading_first_token(model: PreTrainedModel, inputs: Mapping[str, Any]) -> It
         model: with a classifier of whole texts.
         inputs: what it will be called with, (rows, length) each, on which it is tried, once.
     """
-    last = _last_block(model)
+    last = _known.get(model)
+    if last is None or not last.is_still(model):
+        last = _known[model] = _LastBlock.of(model)
     layers: Layers = {}
-    if last is not None and last.layers != {} and last.may_be_left_out(model):
+    if last.layers != {} and last.may_be_left_out(model):
         if last.layers is None and inputs["input_ids"].shape[1] > 1:
             last.layers = _tried(model, last, inputs)
         layers = last.layers or {}
@@ -51,23 +56,42 @@ Layers = dict[nn.Module, bool]
 
 @dataclasses.dataclass
 class _LastBlock:
-    """The last of a model's blocks.
+    """The last of a model's blocks, as long as it and what is outside of the blocks are the same modules.
 
     Attributes:
-        block: it.
-        stack: whose last one it is, or was.
+        stack: of the blocks; None: there are several, or none.
+        parts: the modules of the last block, and those outside of the stack.
         layers: those that may compute the first token alone, none where more is read; None: the model was not tried.
     """
 
-    block: nn.Module
-    stack: nn.ModuleList
+    stack: nn.ModuleList | None
+    parts: list[nn.Module]
     layers: Layers | None = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> _LastBlock:
+        """A model's."""
+        stacks = [] if is_sharded(model) else blocks(model)  # each process would try it by its own rows
+        if len(stacks) != 1:
+            return cls(None, [], layers={})
+        stack = model.get_submodule(stacks[0][-1].rpartition(".")[0])
+        assert isinstance(stack, nn.ModuleList)
+        return cls(stack, _parts(model, stack))
+
+    @property
+    def block(self) -> nn.Module:
+        """The block."""
+        assert self.stack is not None
+        return self.stack[-1]
+
+    def is_still(self, model: PreTrainedModel) -> bool:
+        """Whether the model has the parts that it had."""
+        now = _parts(model, self.stack) if self.stack is not None else []
+        return len(now) == len(self.parts) and all(map(operator.is_, now, self.parts))
 
     def may_be_left_out(self, model: PreTrainedModel) -> bool:
         """Whether nothing in it looks at several tokens but its attention, now."""
-        if model.dtype != torch.float32 or self.stack[-1] is not self.block:
-            return False
-        if "forward" in vars(self.block) or self.block._compiled_call_impl is not None:
+        if model.dtype != torch.float32 or "forward" in vars(self.block) or self.block._compiled_call_impl is not None:
             return False  # it is not computed at all, above kept states, or a graph without hooks of ours
         inside = list(self.block.modules())
         if model.training and any(getattr(module, "gradient_checkpointing", False) for module in inside):
@@ -76,15 +100,22 @@ class _LastBlock:
         return not any(delta.tap is not None or delta.route is not None for delta in deltas)
 
 
-@once_a_model
-def _last_block(model: nn.Module) -> _LastBlock | None:
-    """None where there are several stacks of blocks, or none."""
-    stacks = blocks(model)
-    if len(stacks) != 1:
-        return None
-    stack = model.get_submodule(stacks[0][-1].rpartition(".")[0])
-    assert isinstance(stack, nn.ModuleList)
-    return _LastBlock(stack[-1], stack)
+def _parts(model: nn.Module, stack: nn.ModuleList) -> list[nn.Module]:
+    """The model's own modules below it, of the blocks the last one's alone."""
+    found: list[nn.Module] = []
+    waiting = list(model._modules.values())
+    while waiting:
+        module = waiting.pop()
+        if module is stack:
+            waiting.append(stack[-1])
+        elif module is not None and not isinstance(module, Deltas | OwnParameters):
+            found.append(module)
+            waiting += module._modules.values()
+    return found
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, _LastBlock] = weakref.WeakKeyDictionary()
+"""Of each model that was asked about."""
 
 
 def _tried(model: PreTrainedModel, last: _LastBlock, inputs: Mapping[str, Any]) -> Layers:
@@ -93,6 +124,7 @@ def _tried(model: PreTrainedModel, last: _LastBlock, inputs: Mapping[str, Any]) 
     An answer for the first token alone goes on to what comes next, and is added to residuals of all tokens, whose sums
     nothing reads; but attention needs a query of each token where some are padding.
     """
+    assert last.stack is not None
     number = str(len(last.stack) - 1)
     try:
         whole = {place.name for place in find(model, "keys-and-values", number)}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from smidgen.process.models import autocast
 from smidgen.process.onednn import exact_onednn
 from smidgen.process.parallel import this_process
 from smidgen.process.run_recipe import TrainingConfig
-from smidgen.process.shelf import Shelf
+from smidgen.process.shelf import Asked, Shelf, StoppedError
 from smidgen.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -43,14 +43,6 @@ TRIED = 4
 """Rows, from the shortest to the longest, on which a trunk is tried."""
 
 
-Asked = Callable[[], object]
-"""Whether to give the work up."""
-
-
-class _StoppedError(Exception):
-    """The work was given up."""
-
-
 class FrozenStates:
     """Lets a model that an adapter is on start from kept states, for the rows that have them.
 
@@ -62,6 +54,7 @@ class FrozenStates:
         shelf: where they are kept.
 
     Attributes:
+        stopped: whether to give up what is computed; asked now and then.
         note: why some rows were not kept, in a sentence.
         depth: the most blocks that were not computed for the rows that are learned from.
     """
@@ -77,23 +70,18 @@ class FrozenStates:
         self._trunk: Trunk | None = None
         self._is_exact, self._is_steady = False, False
         self._like = torch.empty(0)
+        self.stopped: Asked = lambda: False
         self._rows: Sequence[Encoded] = ()  # that are learned from
         self._refused: set[bytes] = set()
 
-    def keep(self, rows: Sequence[Encoded], *, stopped: Asked = lambda: False) -> None:
-        """Compute the states of rows that the model will learn from or, in evaluation mode, be scored on, often.
-
-        Args:
-            rows: all of them.
-            stopped: whether to give it up; asked now and then.
-        """
+    def keep(self, rows: Sequence[Encoded]) -> None:
+        """Compute the states of rows that the model will learn from or, in evaluation mode, be scored on, often."""
         if not rows or not self._is_wanted:
             return
         if self.model.training:
             self._rows = rows
         self._follow(rows)
-        with contextlib.suppress(_StoppedError):
-            self._keep(rows, stopped)
+        self._keep(rows)
 
     def given(self, rows: Sequence[Encoded]) -> contextlib.AbstractContextManager[None]:
         """Inside, the model starts from the states of these rows, `collate`d on the right, if all of them are kept."""
@@ -130,7 +118,7 @@ class FrozenStates:
         several = self.training.epochs > 1 and this_process().num_processes == 1
         return several and self.training.frozen_states != "off"
 
-    def _keep(self, rows: Sequence[Encoded], stopped: Asked = lambda: False) -> None:
+    def _keep(self, rows: Sequence[Encoded]) -> None:
         if not self._serves():
             return
         keys = {_key(row): row for row in rows}
@@ -138,10 +126,11 @@ class FrozenStates:
         if missing:  # what they come from takes a hash of all frozen weights
             width = self._like.shape[-1] * self._stored.itemsize
             sizes = {key: len(row.input_ids) * width for key, row in missing.items()}
-            refusal = self.shelf.put(self._origin(), sizes, self._computed(missing, stopped))
-            if refusal is not None:
-                self.note = refusal
-                self._refused.update(missing)
+            with contextlib.suppress(StoppedError):
+                refusal = self.shelf.put(self._origin(), sizes, self._computed(missing), stopped=self.stopped)
+                if refusal is not None:
+                    self.note = refusal
+                    self._refused.update(missing)
         if self.model.training and self._trunk is not None and all(key in self.shelf for key in keys):
             self.depth = max(self.depth, self._trunk.depth)
 
@@ -199,14 +188,14 @@ class FrozenStates:
                 found.append(self._trunk.states(inputs))
         return bool(torch.equal(*found))
 
-    def _computed(self, rows: Mapping[bytes, Encoded], stopped: Asked) -> Iterator[tuple[bytes, memoryview]]:
+    def _computed(self, rows: Mapping[bytes, Encoded]) -> Iterator[tuple[bytes, memoryview]]:
         """The states of each row, as bytes."""
         assert self._trunk is not None
         keys = list(rows)
         with evaluating(self.model):
             for batch in by_length([len(rows[key].input_ids) for key in keys], ROWS):
-                if stopped():
-                    raise _StoppedError
+                if self.stopped():
+                    raise StoppedError
                 with self._computing():
                     states = self._trunk.states(self._inputs([rows[keys[place]] for place in batch]))
                 for place, found in zip(batch, states.to("cpu", self._stored), strict=True):

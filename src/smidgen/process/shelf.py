@@ -12,14 +12,17 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 SHARE = 0.1
 """How much may be kept, of what the disk has free and what is kept already."""
+
+PATIENCE = 0.5
+"""Seconds between two looks at whether to wait for another process any longer."""
 
 SUFFIX = ".states"
 
@@ -27,13 +30,27 @@ ABANDONED = 3600.0
 """Seconds after which a file that is not yet whole is no longer being written."""
 
 
+Asked = Callable[[], object]
+"""Whether to give the work up."""
+
+
+class StoppedError(Exception):
+    """The work was given up."""
+
+
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _alone(path: Path, stopped: Asked) -> Iterator[None]:
     """Inside, no other process is; the lock's file goes with the first, and whoever comes then computes again."""
+    lock = FileLock(path)
+    while not lock.is_locked:
+        if stopped():
+            raise StoppedError
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=PATIENCE)
     try:
-        with FileLock(path):
-            yield
+        yield
     finally:
+        lock.release()
         path.unlink(missing_ok=True)
 
 
@@ -52,7 +69,14 @@ class Shelf:
     def __contains__(self, key: bytes) -> bool:
         return key in self._places
 
-    def put(self, origin: str, sizes: Mapping[bytes, int], computed: Iterator[tuple[bytes, memoryview]]) -> str | None:
+    def put(
+        self,
+        origin: str,
+        sizes: Mapping[bytes, int],
+        computed: Iterator[tuple[bytes, memoryview]],
+        *,
+        stopped: Asked = lambda: False,
+    ) -> str | None:
         """Make entries readable: those of a file of the same origin and keys, or else new ones.
 
         Of several processes that want the same, one computes them and the others wait.
@@ -61,9 +85,13 @@ class Shelf:
             origin: what they come from.
             sizes: of each entry, in bytes.
             computed: each key and its bytes, in any order; not asked if the file is there.
+            stopped: whether to wait for the others no longer.
 
         Returns:
             Why that cannot be, in a sentence; None: it is done.
+
+        Raises:
+            StoppedError: it was given up.
         """
         if not sizes:
             return None
@@ -71,7 +99,7 @@ class Shelf:
         path, needed = self.folder / f"{name}{SUFFIX}", sum(sizes.values())
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _alone(path.with_suffix(".lock")):
+            with _alone(path.with_suffix(".lock"), stopped):
                 if not path.is_file() or path.stat().st_size != needed:
                     if not self._has_room(needed):
                         return f"{needed / 1e9:.1f} GB of states are more than {SHARE:.0%} of the disk's free space."

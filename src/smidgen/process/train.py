@@ -100,12 +100,14 @@ def train(
     compiled = compiled_blocks(model, config.compile)
     log = Log(folder, config, metric_named(recipe.metric), progress, parts=data.parts, steps=steps, quiet=quiet)
     with log, stoppable() as stop, recomputing, compiled:
+        if frozen is not None:
+            frozen.stopped = lambda: stop
         while (progress.step < steps or progress.position) and not progress.is_over(config.patience, data.parts):
             rows, batches = data.rows(progress.epoch), data.batches(progress.epoch)
             model.train()
             if frozen is not None and steps > epoch_steps:
                 started = time.perf_counter()
-                frozen.keep([rows[number] for number in range(len(rows))], stopped=lambda: stop)
+                frozen.keep([rows[number] for number in range(len(rows))])
                 progress.seconds += time.perf_counter() - started
                 if stop:  # in the middle of it; the process is alone, since others keep no states
                     saver.save(progress, best, log)
@@ -142,6 +144,8 @@ def train(
             saver.save(progress, best, log)
         if parallel.summed(bool(stop))[0]:
             raise _interrupted(progress, steps, recipe)
+    if not best and not progress.is_forgotten:
+        raise UserError(f"No epoch came to what the schedule of {adapter!r} ends at, so that none could be kept.")
     if not best:
         last = progress.curve[-1]
         raise UserError(
