@@ -10,7 +10,7 @@ ARGS ?=
 .PHONY: help demo test check format wheel clean
 
 help:
-	@echo "make demo     compare every technique on the embedded model and tweets, and write report.html"
+	@echo "make demo     compare nine techniques on the embedded model and tweets, and write report.html"
 	@echo "make test     the tests; ARGS is passed on to pytest: make test ARGS='-k lora -n 0'"
 	@echo "make check    format, lint and strict types"
 	@echo "make format   mend what the formatter and the linter can mend"

@@ -1,4 +1,7 @@
-"""How these pages become a website: `make docs`. Formulas become MathML, which browsers show without a script."""
+"""How these pages become a website: `sphinx-build docs site`, with furo and myst-parser.
+
+Formulas become MathML, which browsers show without a script.
+"""
 
 from __future__ import annotations
 

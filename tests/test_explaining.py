@@ -75,10 +75,10 @@ def test_an_update_is_explained_by_its_spectrum() -> None:
         delta.b.normal_()
     (told,) = explain(adapter, most=5)
     expected = torch.linalg.svdvals(delta.update())
-    torch.testing.assert_close(torch.tensor([value for _, value in told.values]), expected[:5].detach())
+    assert [name for name, _ in told.values] == ["σ1", "σ2", "σ3"]  # all of a rank of 3
+    torch.testing.assert_close(torch.tensor([value for _, value in told.values]), expected[:3].detach())
     shares = expected.square().cumsum(0) / expected.square().sum()
     assert f"; {int((shares < 0.9).sum()) + 1} hold 90 % of the square" in told.about
-    assert all(abs(value) < 1e-5 for _, value in told.values[3:])
 
 
 def test_scales_are_explained_by_those_farthest_from_one() -> None:

@@ -7,6 +7,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -308,3 +309,21 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 def test_a_prefix_longer_than_the_model_s_positions_is_refused() -> None:
     with pytest.raises(ValueError, match="Prefix tuning's length=40 leaves no room for a text.* has 40 positions"):
         attach(build("bert"), PrefixTuning(length=40))
+
+
+def test_several_that_save_into_one_folder_leave_a_whole_adapter(tmp_path: Path) -> None:
+    adapters = [attach(build("bert"), LoRA()) for _ in range(3)]
+
+    def save(number: int) -> None:
+        adapters[number % 3].save(tmp_path / "saved")
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(save, range(30)))
+    load(build("bert"), tmp_path / "saved")
+    assert [file.name for file in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_file_that_a_system_hides_is_not_in_the_way(saved: Path) -> None:
+    (saved / ".DS_Store").write_text("")
+    attach(build("bert"), LoRA()).save(saved)
+    assert sorted(file.name for file in saved.iterdir()) == ["adapter.json", "adapter.safetensors"]

@@ -110,8 +110,16 @@ def _scales(delta: IA3Delta, most: int) -> Told:
     return about, [(f"number {index}", float(delta.scale[index]) - 1) for index in farthest]
 
 
+def _core(delta: Delta) -> torch.Tensor:
+    """A small matrix with the singular values of an update of low rank, whose own would take long."""
+    a, b, scale = delta.low_rank_factors()
+    first, second = torch.linalg.qr(b.float(), mode="r").R, torch.linalg.qr(a.float().T, mode="r").R
+    core: torch.Tensor = scale * first @ second.T
+    return core
+
+
 def _spectrum(delta: Delta, most: int) -> Told:
-    values = torch.linalg.svdvals(delta.update())
+    values = torch.linalg.svdvals(_core(delta) if delta.low_rank else delta.update())
     if not float(values[0]):
         return "no update: all of it is zero", []
     shares = values.square().cumsum(0) / values.square().sum().clamp_min(1e-30)

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +75,30 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def _replace_folder(new: Path, path: Path) -> None:
     """Move the folder `new` to `path`; a folder cannot replace a full one in one step, so the old one steps aside."""
-    if not path.exists():
-        new.rename(path)
-        return
-    if others := sorted({file.name for file in path.iterdir()} - {file.name for file in new.iterdir()}):
+    from filelock import FileLock
+
+    lock = path.parent / f".{path.name}.lock"
+    try:
+        with FileLock(lock):  # of several that write it at the same time, the last one's stays
+            check_replaceable(path, {file.name for file in new.iterdir()})
+            _exchange(new, path)
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path, names: Collection[str]) -> None:
+    """Raise a UserError if a folder has more than files of these names, and those that a system hides."""
+    there = [file.name for file in path.iterdir()] if path.is_dir() else []
+    if others := sorted(name for name in there if name not in names and not name.startswith(".")):
         raise UserError(
             f"{path} has other files, which would be lost: {', '.join(others[:5])}. Name a folder that is not there."
         )
+
+
+def _exchange(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+        return
     old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
     path.rename(old / path.name)
     try:

@@ -112,6 +112,11 @@ class Manifest(_Part):
         (folder / FILE).write_text(text + "\n", "utf-8")
 
 
+def hash_of(folder: Path) -> str:
+    """What tells a saved adapter from every other: its manifest's SHA-256, which covers its tensors'."""
+    return files.sha256(folder / FILE)
+
+
 def digest_of(fields: Mapping[str, Any]) -> str:
     """The SHA-256 of all fields but the digest itself, whatever the file's layout."""
     rest = {name: value for name, value in fields.items() if name != "digest"}

@@ -289,3 +289,33 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(UserError, match="A pickle, .*, is never opened"):
         load(build("llama"), folder)
+
+
+def of_tokens(folder: Path) -> Path:
+    config = peft.TrainableTokensConfig(token_indices=[3, 4], task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft.get_peft_model(build("llama"), config).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([3, 400], r"embed_tokens has 60 rows of 32 numbers, and the adapter \(2, 32\), for tokens up to 400"),
+        ([3, 4, 5], "for tokens up to 5"),
+        ({"lm_head": [3, 4]}, "its configuration says tokens of \\['lm_head'\\]"),
+    ],
+)
+def test_trained_tokens_that_do_not_fit_are_refused(tokens: object, message: str, tmp_path: Path) -> None:
+    folder = of_tokens(tmp_path / "theirs")
+    change(folder, token_indices=None, trainable_token_indices=tokens)
+    with pytest.raises(UserError, match=message):
+        load(build("llama"), folder)
+
+
+def test_a_configuration_without_fields_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "theirs")
+    (folder / "adapter_config.json").write_text("[1]")
+    with pytest.raises(UserError, match="holds no fields, but a list"):
+        load(build("llama"), folder)

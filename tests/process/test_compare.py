@@ -16,7 +16,7 @@ import pytest
 
 from smidgen.errors import UserError
 from smidgen.process import runs
-from smidgen.process.compare import compare
+from smidgen.process.compare import _called, _mean_rows, compare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.runs import Run, execute, what_went_wrong
 from smidgen.process.signals import stoppable
@@ -266,3 +266,31 @@ def test_a_failure_leaves_out_the_seeds_of_its_technique_only_where_that_is_want
     assert left == []
     assert len(told) == ended
     assert told[-1] == "head-s0"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B"),
+        ("hub:owner/name@train", "name"),
+        ("bank/train.csv", "bank"),
+        ("data/tweets.jsonl", "tweets"),
+        ("embedded:minilm", "minilm"),
+        ("models/v1.2/", "v1.2"),
+    ],
+)
+def test_a_model_and_a_data_set_are_called_by_their_names(source: str, name: str) -> None:
+    assert _called(source) == name
+
+
+def test_a_mean_curve_goes_on_when_one_seed_has_lost_its_patience() -> None:
+    short = [{"epoch": 1.0, "validation": 0.5}]
+    long = [{"epoch": 1.0, "validation": 0.7}, {"epoch": 2.0, "validation": 0.9}]
+    assert _mean_rows([short, long]) == [{"epoch": 1.0, "validation": 0.6}, {"epoch": 2.0, "validation": 0.9}]
+
+
+def test_entries_of_one_technique_are_told_apart(tmp_path: Path) -> None:
+    text = "compare: [full, lora, {name: lora, rank: 4}]\n"
+    recipe = load_recipe(save_recipe(tmp_path, text))
+    titles = [recipe.title_of(spec) for spec in recipe.compare]
+    assert titles == ["Full fine-tuning", "LoRA (as it is)", "LoRA (rank-4)"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import xml.etree.ElementTree as ET
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smidgen.report.labels import Anchor, Box, place, spread
+from smidgen.report.labels import Anchor, Box, place, spread, text_width
 from smidgen.report.scales import Scale, decades, log_ticks, span, ticks
+from smidgen.report.svg import document
 
 BOUNDS = Box(0, 0, 900, 400)
 
@@ -61,3 +63,13 @@ def test_a_logarithmic_axis_holds_every_value_and_has_ticks(values: list[int]) -
     scale = Scale(low, high, 0, 100, logarithmic=True)
     assert all(0 < scale(value) < 100 for value in values)
     assert len(log_ticks(low, high)) >= 2
+
+
+def test_wide_letters_take_their_width() -> None:
+    assert text_width("模型", 10) == 20
+    assert text_width("ab", 10) < 12
+
+
+def test_a_drawing_can_be_read_whatever_its_words_are() -> None:
+    svg = document(10, 10, title="a\x01b\x1f", style="")
+    assert "a�b�" in ET.tostring(ET.fromstring(ET.tostring(svg)), encoding="unicode")

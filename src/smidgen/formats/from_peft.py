@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ from smidgen.tensors import read_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Key = TypeVar("Key")
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -46,6 +44,8 @@ def read(model: PreTrainedModel, path: Path, *, head: bool = True) -> storage.Sa
     if not (path / TENSORS).is_file():
         raise UserError(f"{path} has no {TENSORS}. A pickle, {path / 'adapter_model.bin'}, is never opened.")
     config = files.read_json(path / CONFIG)
+    if not isinstance(config, dict):
+        raise UserError(f"{path / CONFIG} holds no fields, but a {type(config).__name__}.")
     kind = str(config.get("peft_type"))
     try:
         if kind not in READERS:
@@ -70,7 +70,7 @@ def read(model: PreTrainedModel, path: Path, *, head: bool = True) -> storage.Sa
         )
     except KeyError as error:
         raise UserError(f"{path} is incomplete: a tensor or a field of {error} is missing.") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:  # torch's, of sizes that do not fit
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is no peft adapter for this {type(model).__name__}: {error}") from error
@@ -87,8 +87,16 @@ def _own(source: Source) -> dict[str, Tensor]:
     tokens = source.field("trainable_token_indices", source.field("token_indices"))
     for ending in ("token_adapter.trainable_tokens_delta", "trainable_tokens_delta"):
         for module, rows in source.take(ending).items():
-            ids = tokens if isinstance(tokens, list) else next(ids for k, ids in tokens.items() if module.endswith(k))
+            known = {module: tokens} if isinstance(tokens, list) else tokens or {}
+            ids = next((own for key, own in known.items() if module.endswith(key)), None)
+            if ids is None:
+                raise ValueError(f"it holds rows of {module}, and its configuration says tokens of {list(known)}")
             table = source.model.get_parameter(f"{module}.weight").detach().clone()
+            if max(ids, default=0) >= len(table) or rows.shape != (len(ids), table.shape[1]):
+                raise ValueError(
+                    f"{module} has {len(table)} rows of {table.shape[1]} numbers, and the adapter {tuple(rows.shape)}, "
+                    f"for tokens up to {max(ids, default=0)}"
+                )
             table[torch.tensor(ids, device=table.device)] = rows.to(table)
             own[f"{module}.weight"] = table
     parameters = dict(own_parameters(source.model))

@@ -25,6 +25,7 @@ from smidgen.process.only_one import only_one
 from smidgen.process.opening import attach_technique
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Metrics, Run, check_can_begin, check_nothing_is_lost, execute, validation_score
+from smidgen.process.sources import FILES
 from smidgen.process.statistics import difference, interval, per_row
 from smidgen.process.strict_yaml import parse
 from smidgen.process.technique import TechniqueSpec
@@ -72,7 +73,7 @@ def _compare(recipe: Recipe, *, command: str, at_once: int, watch: Watch | None)
         found = [results[run.folder] for run in runs[spec.slug] if run.folder in results]
         if len(found) == len(runs[spec.slug]):
             measured[spec.slug] = found
-            comparison["techniques"][index[spec.slug]] = _summary(spec, found, comparison)
+            comparison["techniques"][index[spec.slug]] = _summary(spec, recipe, found, comparison)
 
     def tell() -> None:
         _relate(comparison, measured)
@@ -83,7 +84,7 @@ def _compare(recipe: Recipe, *, command: str, at_once: int, watch: Watch | None)
         if error is None and metrics is None:
             error = "The run ended without results on these rows; were the data or the recipe changed meanwhile?"
         if error is not None:
-            comparison["techniques"][index[run.spec.slug]] = _row(run.spec, status="failed", error=error)
+            comparison["techniques"][index[run.spec.slug]] = _row(run.spec, recipe, status="failed", error=error)
         elif metrics is not None:
             results[run.folder] = metrics
             settle(run.spec)
@@ -187,10 +188,10 @@ def _header(recipe: Recipe, data: TaskData, command: str, at_once: int) -> Compa
             "smidgen": __version__,
             "processor": platform.machine(),
             "cores": os.cpu_count(),
-            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "device": (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type,
             "runs at once": at_once,
         },
-        "techniques": [_row(spec, status="waiting") for spec in recipe.compare],
+        "techniques": [_row(spec, recipe, status="waiting") for spec in recipe.compare],
     }
 
 
@@ -201,23 +202,26 @@ def baseline_of(recipe: Recipe) -> str:
 
 def _called(source: str) -> str:
     """A model or a data set as people call it: the last part of its path or id; of bank/train.csv, bank."""
-    path = Path(source.split(":")[-1])
-    return path.parent.name or path.stem if path.stem == "train" else path.stem
+    path = Path(source.partition("@")[0].split(":")[-1])
+    name = path.stem if path.suffix in FILES else path.name
+    return path.parent.name or name if name == "train" else name
 
 
-def _row(spec: TechniqueSpec, *, status: str, error: str | None = None) -> dict[str, Any]:
+def _row(spec: TechniqueSpec, recipe: Recipe, *, status: str, error: str | None = None) -> dict[str, Any]:
     methods = spec.methods()
     summary = "; ".join(filter(None, (method.summary() for method in methods)))
     return {
         "name": spec.slug,
-        "title": " + ".join(method.title for method in methods),
+        "title": recipe.title_of(spec),
         "summary": summary,
         "status": status,
         "error": error,
     }
 
 
-def _summary(spec: TechniqueSpec, measured: list[dict[str, Any]], comparison: Comparison) -> dict[str, Any]:
+def _summary(
+    spec: TechniqueSpec, recipe: Recipe, measured: list[dict[str, Any]], comparison: Comparison
+) -> dict[str, Any]:
     """A technique's row from the metrics of its seeds."""
     first = measured[0]
     metric = comparison["metric"]
@@ -231,7 +235,7 @@ def _summary(spec: TechniqueSpec, measured: list[dict[str, Any]], comparison: Co
     def mean(field: str) -> float:
         return float(np.mean([metrics[field] for metrics in measured]))
 
-    return _row(spec, status="done") | {
+    return _row(spec, recipe, status="done") | {
         "summary": first["summary"],
         "validation": float(np.mean([validation_score(metrics) for metrics in measured])),
         "score": float(np.mean(scores)),
@@ -255,13 +259,17 @@ def _summary(spec: TechniqueSpec, measured: list[dict[str, Any]], comparison: Co
 
 
 def _mean_rows(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One table of the seeds' tables: fractions as their means, counts and names as the first has them."""
+    """One table of the seeds' tables: fractions as their means, counts and names as the first has them.
+
+    A run that lost its patience has fewer epochs: what comes later is the mean of the others.
+    """
     return [
         {
             key: float(np.mean([row[key] for row in rows])) if isinstance(value, float) else value
             for key, value in rows[0].items()
         }
-        for rows in zip(*tables, strict=False)  # a run that lost its patience has fewer epochs
+        for place in range(max(map(len, tables)))
+        for rows in [[table[place] for table in tables if place < len(table)]]
     ]
 
 

@@ -1,4 +1,4 @@
-"""The recipe of `smidgen demo`: a real encoder, real tweets, every technique."""
+"""The recipe of `smidgen demo`: a real encoder, real tweets, nine techniques."""
 
 RECIPE = """\
 # MiniLM, a small English encoder, learns to tell positive tweets from negative ones.

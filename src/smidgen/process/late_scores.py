@@ -26,5 +26,5 @@ def scores_on(folder: Path, split: Literal["validation", "test"]) -> dict[str, A
         job = reopen(folder)
         return {split: job.evaluate() if split == "test" else job.score(job.splits[split])}
 
-    known = {"adapter": files.sha256(folder / "adapter" / manifest.FILE), "data": metrics["data"]}
+    known = {"adapter": manifest.hash_of(folder / "adapter"), "data": metrics["data"]}
     return dict(files.once(folder / f"{split}.json", known, measured)[split])

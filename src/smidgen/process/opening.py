@@ -107,7 +107,10 @@ def start_from(recipe: Recipe, model: PreTrainedModel, labels: tuple[str, ...]) 
     """
     path = recipe.starting_folder
     if path is None or not (path / manifest.FILE).is_file():
-        raise UserError(f"start={recipe.start!r} holds no adapter. Give the output folder of a finished run.")
+        raise UserError(
+            f"start={recipe.start!r} holds no adapter of ours. Give the output folder of a finished run; one of "
+            "peft's must be loaded and saved first."
+        )
     same_head = list(class_names(recipe.task, labels)) == (manifest.read(path).labels or [])
     adapter = load(model, path, name=recipe.technique.slug, head=same_head, dtype=torch.float32)
     names = "+".join(method.name for method in adapter.methods)

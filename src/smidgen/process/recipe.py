@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, StrictBool, StrictFloat, model_validator
 
-from smidgen import files, manifest
+from smidgen import manifest
 from smidgen.process.fields import (
     Budget,
     Bytes,
@@ -289,11 +289,21 @@ class Recipe(RunRecipe):
             return None
         return next((path for path in (Path(self.start) / "adapter",) if path.is_dir()), Path(self.start))
 
+    def title_of(self, spec: TechniqueSpec) -> str:
+        """A technique's name for people; its options too, if the recipe compares another entry of the same one."""
+        titles = [method.title for method in spec.methods()]
+        title = " + ".join(dict.fromkeys(titles))
+        if len(titles) > len(set(titles)):  # the same at several ranks, as identify and refine choose them
+            ranks = dict.fromkeys(str(getattr(method, "rank", "")) for method in spec.methods())
+            title += f" of ranks {', '.join(ranks)}"
+        twins = [other for other in self.compare if other.name == spec.name]
+        return title if len(twins) < 2 else f"{title} ({spec.slug.removeprefix(spec.name).lstrip('-') or 'as it is'})"
+
     def _decisive(self) -> dict[str, Any]:
         start = self.starting_folder
         fields = super()._decisive()
         if start is not None and (start / manifest.FILE).is_file():  # the path says nothing about what is there
-            fields["start"] = files.sha256(start / manifest.FILE)
+            fields["start"] = manifest.hash_of(start)
         return fields
 
 

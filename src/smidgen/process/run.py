@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smidgen import files
+from smidgen import files, manifest
 from smidgen.embedded import cache_folder
 from smidgen.errors import Interrupted, UserError
 from smidgen.layers import is_sharded
@@ -120,6 +120,7 @@ def check_start(recipe: RunRecipe, *, resume: bool) -> None:
         finished = files.read_json(folder / "metrics.json")
         if not isinstance(finished, dict) or finished.get("recipe") != recipe.fingerprint():
             raise UserError(f"{folder} holds a finished run of another recipe. Remove it, or give another output.")
+    files.check_replaceable(folder / "adapter", {manifest.FILE, manifest.TENSORS})
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"output={recipe.output!r} cannot be written: {existing} is no folder that takes files.")

@@ -104,7 +104,7 @@ def _pretrain(recipe: Recipe) -> Finding:
     return Finding(
         title=title,
         answer=(
-            f"Perplexity on text set aside fell from {numbers.short(before)} to {numbers.short(after)} over "
+            f"Perplexity on text set aside was {numbers.short(before)} and is {numbers.short(after)} after "
             f"{numbers.count(metrics['tokens'])} tokens, in {numbers.duration(metrics['seconds'])}."
         ),
         headings=("Epoch", "Training loss", "Validation loss"),

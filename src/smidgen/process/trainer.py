@@ -11,7 +11,6 @@ from smidgen.errors import Interrupted
 from smidgen.process.data import load_data
 from smidgen.process.recipe import DataConfig, Recipe
 from smidgen.process.runs import Metrics, Run, check_nothing_is_lost, execute, validation_score
-from smidgen.process.technique import TechniqueSpec
 from smidgen.report.numbers import duration, metric_named
 
 Tell = Callable[[str], object]
@@ -95,20 +94,9 @@ class Trainer:
         return f"{metric.word} {metric.score(metrics['test'][run.recipe.metric])}{metric.unit}"
 
 
-def title_of(spec: TechniqueSpec, recipe: Recipe) -> str:
-    """A technique's name for people; its options too, if the recipe compares another entry of the same technique."""
-    titles = [method.title for method in spec.methods()]
-    title = " + ".join(dict.fromkeys(titles))
-    if len(titles) > len(set(titles)):  # the same at several ranks, as identify and refine choose them
-        ranks = dict.fromkeys(str(getattr(method, "rank", "")) for method in spec.methods())
-        title += f" of ranks {', '.join(ranks)}"
-    twins = [other for other in recipe.compare if other.name == spec.name]
-    return title if len(twins) < 2 else f"{title} ({spec.slug.removeprefix(spec.name).lstrip('-') or 'as it is'})"
-
-
 def titles_of(recipe: Recipe) -> dict[str, str]:
     """The techniques' names for people, by their slugs."""
-    return {spec.slug: title_of(spec, recipe) for spec in recipe.compare}
+    return {spec.slug: recipe.title_of(spec) for spec in recipe.compare}
 
 
 def scores_of(found: Sequence[Metrics], metric: str) -> list[Any]:

@@ -10,12 +10,13 @@ from smidgen.report.svg import add, document
 
 _WIDTH, _BAR, _ROW, _COLUMNS = 300.0, 120.0, 15.0, 3
 _STYLE = (
-    "text { font: 11px system-ui, sans-serif; fill: currentColor } .bar { fill: #2563eb } .place { font-weight: 600 }"
+    "text { font: 11px system-ui, sans-serif; fill: currentColor } .bar { fill: #2563eb } "
+    ".less { fill-opacity: 0.45 } .place { font-weight: 600 }"
 )
 
 
 def as_text(explanations: Sequence[Explanation]) -> str:
-    """A paragraph for each delta: where it is, what the numbers are, and a bar for each."""
+    """A paragraph for each delta: where it is, what the numbers are, and a bar for each, grey for a negative one."""
     return "\n\n".join("\n".join(_lines(explanation)) for explanation in explanations)
 
 
@@ -23,7 +24,7 @@ def _lines(explanation: Explanation) -> list[str]:
     largest = _largest(explanation)
     width = max((len(name) for name, _ in explanation.values), default=0)
     bars = [
-        f"  {name:<{width}}  {value:9.4f}  {'█' * round(30 * abs(value) / largest)}"
+        f"  {name:<{width}}  {value:9.4f}  {('█' if value > 0 else '▒') * round(30 * abs(value) / largest)}"
         for name, value in explanation.values
     ]
     return [f"{explanation.place} ({explanation.technique}): {explanation.about}", *bars]
@@ -34,7 +35,7 @@ def _largest(explanation: Explanation) -> float:
 
 
 def as_picture(explanations: Sequence[Explanation], title: str) -> str:
-    """An SVG document: a panel for each delta, its bars to the scale of the panel's largest."""
+    """An SVG document: a panel for each delta, its bars to the scale of the panel's largest, pale if negative."""
     rows = [explanations[at : at + _COLUMNS] for at in range(0, len(explanations), _COLUMNS)]
     heights = [(max(len(panel.values) for panel in row) + 3) * _ROW for row in rows]
     total = 30 + sum(heights)
@@ -63,7 +64,8 @@ def _draw(svg: ET.Element, panel: Explanation, left: float, top: float) -> None:
         y = top + number * _ROW + 4
         add(group, "text", {"x": left, "y": y + 10}, _cut(name, 18))
         length = _BAR * abs(value) / largest
-        add(group, "rect", {"class": "bar", "x": left + 110, "y": y + 2, "width": length, "height": _ROW - 5})
+        kind = "bar" if value > 0 else "bar less"
+        add(group, "rect", {"class": kind, "x": left + 110, "y": y + 2, "width": length, "height": _ROW - 5})
         add(group, "text", {"x": left + 115 + length, "y": y + 10}, f"{value:.3g}")
 
 

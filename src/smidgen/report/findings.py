@@ -81,7 +81,7 @@ def _lines(chart: Chart, lines: Sequence[tuple[Entry, Line]], layout: Format) ->
     svg = framed(
         layout,
         plot,
-        Axis(x, _apart([(at, f"{at:,.6g}" if at % 1 else numbers.count(at)) for at in ats], x, layout), chart.across),
+        Axis(x, _apart([(at, f"{at:.3g}" if at % 1 else numbers.count(at)) for at in ats], x, layout), chart.across),
         Axis(y, [(value, _tick(value)) for value in ticks(y.low, y.high, 6)], chart.up),
         f"{chart.title}. {'; '.join(_told(line) for _, line in lines)}.",
     )

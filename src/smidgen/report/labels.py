@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -60,7 +61,8 @@ class Anchor:
 
 def text_width(text: str, font_size: float) -> float:
     """About how wide a text will be, in pixels."""
-    return LETTER * font_size * len(text)
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)  # as Chinese letters are
+    return font_size * (LETTER * (len(text) - wide) + wide)
 
 
 def shorten(text: str, letters: int) -> str:

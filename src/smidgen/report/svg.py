@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 
@@ -16,6 +17,8 @@ _OUTLINES = (  # of about the area of a disc of radius 1
     ((0, 1.3), (1.2, -0.9), (-1.2, -0.9)),
 )
 SHAPES = 1 + len(_OUTLINES)
+
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def drawing(width: float, height: float, *, css: str, label: str | None) -> ET.Element:
@@ -42,10 +45,10 @@ def document(width: float, height: float, *, title: str, style: str) -> ET.Eleme
 
 
 def add(parent: ET.Element, tag: str, attributes: Attributes, text: str | None = None) -> ET.Element:
-    """Add an element; numbers are rounded to a tenth of a pixel."""
+    """Add an element; numbers are rounded to a tenth of a pixel, and letters that XML forbids have a stand-in."""
     written = {key: value if isinstance(value, str) else number(value) for key, value in attributes.items()}
     element = ET.SubElement(parent, tag, written)
-    element.text = text
+    element.text = None if text is None else _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)
     return element
 
 

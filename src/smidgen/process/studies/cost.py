@@ -18,6 +18,7 @@ from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Metrics, Run, share_of_cores, what_went_wrong
 from smidgen.process.studies.checks import needs_full
+from smidgen.process.technique import TechniqueSpec
 from smidgen.process.trainer import Trainer, titles_of
 from smidgen.process.words import listed
 from smidgen.report import numbers
@@ -41,7 +42,7 @@ def study_cost(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
     for spec in recipe.compare:
         if spec.slug in measured:
             plan = _plan(Run.of(recipe, spec, recipe.seeds[0]), data, trainer)
-            rows += [_row(spec.slug, measured[spec.slug], plan)] if plan is not None else []
+            rows += [_row(spec, measured[spec.slug], plan)] if plan is not None else []
     base = next((row for row in rows if row["technique"] == full), None)
     return Finding(
         title="What does it cost?",
@@ -92,7 +93,7 @@ def study_cost(recipe: Recipe, data: TaskData, trainer: Trainer) -> Finding:
             "of the seeds. Optimizer and activations are those of a step on the longest batch: AdamW's two moments, "
             "and what is kept for the backward pass beside the weights. Planned is what smidgen plan says from some "
             f"steps that it tries, and how far off it is. {TASKS} tasks take the base model once and an adapter for "
-            "each; of full fine-tuning, a model for each.",
+            "each; of what changes the base itself, a model for each.",
         ),
         rows=rows,
     )
@@ -122,11 +123,11 @@ def _planned(run: Run, at_once: int) -> dict[str, Any]:
     return planned
 
 
-def _row(name: str, found: Sequence[Metrics], plan: dict[str, Any]) -> dict[str, Any]:
+def _row(spec: TechniqueSpec, found: Sequence[Metrics], plan: dict[str, Any]) -> dict[str, Any]:
     first = found[0]
-    base = 0 if first["technique"] == "full" else 4 * first["base_parameters"]
+    base = 4 * first["base_parameters"] if all(method.keeps_base for method in spec.methods()) else 0
     return {
-        "technique": name,
+        "technique": spec.slug,
         "trained": first["trained"],
         "total": first["total"],
         "optimizer_bytes": plan["optimizer_bytes"],

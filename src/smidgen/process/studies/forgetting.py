@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from smidgen import files
+from smidgen import files, manifest
 from smidgen.errors import UserError
 from smidgen.process.compare import baseline_of
 from smidgen.process.data import TaskData
@@ -243,7 +243,7 @@ class _Kept:
 
 
 def _hash(run: Run) -> str:
-    return files.sha256(run.folder / "adapter" / "adapter.json")
+    return manifest.hash_of(run.folder / "adapter")
 
 
 def _is_untouched(run: Run) -> bool:

@@ -185,7 +185,7 @@ def _is_of(made: Path, sources: Sequence[Path]) -> bool:
 
 
 def _hashes(sources: Sequence[Path]) -> list[str]:
-    return [files.sha256(source / "adapter" / manifest.FILE) for source in sources]
+    return [manifest.hash_of(source / "adapter") for source in sources]
 
 
 def _finding(recipe: Recipe, curves: Mapping[str, Curve], sizes: Sequence[int], arms: Mapping[str, Arm]) -> Finding:
