@@ -157,9 +157,11 @@ class Search:
     def is_worked_on(self) -> bool:
         """Whether other processes have trials that are not at their end."""
         import optuna
+        from filelock import FileLock
 
         running = self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
-        return any(not self._is_left(trial) for trial in running)
+        with FileLock(self.folder / "setup.lock"):  # whoever looks at a lock holds it for an instant
+            return any(not self._is_left(trial) for trial in running)
 
     def _is_left(self, trial: optuna.trial.FrozenTrial) -> bool:
         """Whether the process that began a trial is no more."""
