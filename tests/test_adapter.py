@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
@@ -513,3 +514,26 @@ def test_a_technique_that_fails_at_the_end_leaves_the_model_as_it_was() -> None:
     after = model.state_dict()
     assert list(after) == list(state)
     assert all(torch.equal(after[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("other", [nn.Linear(2, 2), None, nn.Sequential()])
+def test_what_is_no_model_of_transformers_is_refused(other: object) -> None:
+    with pytest.raises(TypeError, match="is not a model of transformers"):
+        attach(other, LoRA())  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_with_an_adapter_of_peft_s_on_it_is_refused(tmp_path: Path) -> None:
+    model = build("bert")
+    theirs = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"]))
+    with pytest.raises(TypeError, match="Give the model that peft was given"):
+        attach(theirs, LoRA())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="has an adapter of peft's on it"):
+        attach(model, LoRA())
+    with pytest.raises(TypeError, match="has an adapter of peft's on it"):
+        load(model, tmp_path)
+
+
+def test_before_a_backward_pass_no_delta_has_a_gradient() -> None:
+    with pytest.raises(RuntimeError, match="Ask after a backward pass"):
+        attach(build("bert"), LoRA()).check_gradients()

@@ -16,7 +16,9 @@ from tests.conftest import build, example, make_batch
 from tests.methods.test_contract import NOT_MERGEABLE, disturb, logits
 from tests.test_rows import NAMES, alone, two, visible
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+
 Batch = dict[str, torch.Tensor]
 GPU = torch.device("cuda")
 

@@ -240,14 +240,14 @@ class Adapter:
             for method, place, delta in self.entries()
             if any(parameter.grad is None for parameter in delta.parameters() if parameter.requires_grad)
         ]
+        if all(parameter.grad is None for parameter in self.parameters()):
+            raise RuntimeError(f"Nothing that adapter {self.name!r} trains has a gradient. Ask after a backward pass.")
         if idle:
             raise RuntimeError(
                 f"{len(idle)} deltas of adapter {self.name!r} got no gradient: {', '.join(idle[:5])}"
                 f"{', ...' if len(idle) > 5 else ''}. Their layers are never called in this model's forward, or lie "
                 "below a cut in the graph. Choose other targets."
             )
-        if not self.places[0] and all(parameter.grad is None for parameter in self.parameters()):
-            raise RuntimeError(f"Nothing that adapter {self.name!r} trains got a gradient.")
 
     @property
     def active(self) -> bool:

@@ -49,12 +49,14 @@ def attach(
         ValueError: a target matches nothing, the name is taken or malformed, or the model cannot take the technique;
             the model is then as it was.
         RuntimeError: the adapter that is active now cannot be deactivated (see `Adapter.deactivate`).
+        TypeError: the model is not one of transformers, or has an adapter of peft's on it.
     """
     methods = (methods,) if isinstance(methods, (Method, type, str)) else tuple(methods)
     if wrong := [method for method in methods if not isinstance(method, Method)]:
         raise TypeError(f"attach takes techniques such as LoRA(rank=8), or a list of them; got {wrong[0]!r}.")
     if not methods:
         raise ValueError("No technique was given. Pass one, such as LoRA(rank=8), or a list of them.")
+    _check_model(model)
     check_name(model, name)
     with alone(model):
         places = [method.places(model) for method in methods]
@@ -65,6 +67,22 @@ def attach(
             with torch.no_grad():
                 method.initialize(model, found, built, tokenizer)
         return Adapter(model, name, methods, places, deltas, own)
+
+
+def _check_model(model: object) -> None:
+    """Raise a TypeError unless it is a model of transformers, without anything of peft's on it."""
+    from transformers import PreTrainedModel
+
+    of_peft = "peft's, whose own layers would be taken for the model's. Give the model that peft was given"
+    if not isinstance(model, PreTrainedModel):
+        what = of_peft if hasattr(model, "peft_config") else "not a model of transformers"
+        raise TypeError(f"A {type(model).__name__} is {what}.")
+    if getattr(model, "_hf_peft_config_loaded", False) or any(
+        type(module).__module__.startswith("peft.") for module in model.modules()
+    ):
+        raise TypeError(
+            f"The {type(model).__name__} has an adapter of peft's on it. Take it off, or load the model anew."
+        )
 
 
 def load(
@@ -94,6 +112,7 @@ def load(
     """
     from smidgen.formats import from_peft
 
+    _check_model(model)
     with alone(model):
         path = Path(path)
         saved = (

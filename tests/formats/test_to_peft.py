@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -168,3 +169,10 @@ def test_a_change_of_weights_becomes_lora_and_its_loss_is_said(methods: Method |
     torch.testing.assert_close(answers(in_peft("llama", tmp_path / "32"), "llama"), expected, atol=1e-4, rtol=0)
     near, far = (answers(in_peft("llama", tmp_path / rank), "llama") for rank in ("8", "2"))
     assert (near - expected).norm() < (far - expected).norm()
+
+
+@pytest.mark.parametrize("rank", [0, -1, 2.5, "8", True])
+def test_a_rank_that_is_none_is_refused(rank: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a whole number of at least 1"):
+        save_peft(attach(build("bert"), LoRA()), tmp_path / "peft", rank=rank)
+    assert not list(tmp_path.iterdir())

@@ -41,7 +41,7 @@ NOT_BY_ROW = [
     ({"deberta"}, {"full", "progressive"}, "computes 1"),
     ({"deberta", "modernbert"}, PROMPTS, "counts distances by columns"),
     ({"bart"}, PROMPTS, "takes no position_ids"),
-    ({"t5"}, {"full", "progressive"}, "computes 9"),
+    ({"t5"}, {"full", "progressive"}, "relative_attention_bias.weight, which is looked up for pairs of positions"),
     (ATTENTION_ONLY, {"full", "progressive"}, "TopKRouter .* gives no tensor"),
 ]
 """Where a model computes once what all rows use, counts columns or sorts tokens: rows cannot have their own adapter."""

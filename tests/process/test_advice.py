@@ -108,3 +108,10 @@ def test_what_is_missing_is_said(rows: list[dict[str, Any]], name: str | None, w
     chosen, said = advise(rows, "accuracy", "full", test_rows=1000)
     assert chosen == name
     assert words in said
+
+
+def test_few_test_rows_are_said_where_nothing_is_recommended_too() -> None:
+    name, words = advise([FULL, row("lora", 0.95, validation=0.80)], "accuracy", "full", test_rows=40)
+    assert name is None
+    assert "One answer counts for 2.5 points: 40 test rows are too few" in words
+    assert "One answer" not in advise([FULL], "accuracy", "full", test_rows=40)[1]

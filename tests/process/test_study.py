@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock
+from rich.console import Console
+from rich.table import Table
 
 from smidgen.errors import UserError
 from smidgen.process.compare import compare
@@ -19,6 +21,7 @@ from smidgen.process.recipe import load_recipe
 from smidgen.process.studies import STUDIES
 from smidgen.process.studies.little_data import few_run
 from smidgen.process.study import study
+from smidgen.report.terminal import finding_lines
 from tests.process.tiny import save_recipe, save_rows
 
 RECIPE = """\
@@ -250,3 +253,25 @@ def test_a_technique_that_fails_is_named_and_the_others_stay(tmp_path: Path) -> 
     found, failures = study(load_recipe(path), "parity", command="")
     assert [row["technique"] for row in found.rows] == ["lora"]
     assert any("nowhere" in error for error in failures.values())
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_a_finding_is_told_in_full_at_any_width(width: int) -> None:
+    found = Finding(
+        title="What is forgotten?",
+        answer="Nothing.",
+        headings=("Technique", "Right after learning", "After 2 tasks", "Forgotten", "Disabled"),
+        table=[
+            ("Full fine-tuning", "98.8", "98.8", "0.0", "the base model is lost"),
+            ("LoRA", "100.0", "100.0", "0.0", "the base model, to the bit"),
+        ],
+        chart=None,
+        notes=(),
+        rows=[],
+    )
+    console = Console(width=width)
+    with console.capture() as told:
+        for part in finding_lines(found, width):
+            console.print(part, markup=False, soft_wrap=not isinstance(part, Table))
+    for word in (*found.headings[1:], *(cell for row in found.table for cell in row)):
+        assert all(part in told.get() for part in word.split())

@@ -5,6 +5,7 @@ Exit status: 0 done, 1 our mistake, 2 the user's, 130 stopped by Ctrl-C.
 
 from __future__ import annotations
 
+import io
 import sys
 
 from smidgen.cli.adapters import explain, export, merge, methods
@@ -43,6 +44,9 @@ for _command in COMMANDS:
 
 def main() -> None:
     """Run the command line; a mistake of the user's is one message and status 2, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of letters that the terminal's encoding lacks
     try:
         app(standalone_mode=True)
     except UserError as error:

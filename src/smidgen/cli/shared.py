@@ -122,7 +122,17 @@ def say(*parts: RenderableType) -> None:
 def say_json(value: Mapping[str, Any] | Iterable[Any]) -> None:
     """Print JSON for a program to read."""
     if is_first():
-        print(json.dumps(value if isinstance(value, dict) else list(value), indent=2, ensure_ascii=False))
+        print(as_json_text(value if isinstance(value, dict) else list(value), indent=2))
+
+
+def as_json_text(value: object, indent: int | None = None) -> str:
+    """JSON in the letters that standard output takes; others are escaped, which means the same."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def tell(note: str) -> None:

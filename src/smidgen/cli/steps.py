@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from smidgen.cli.shared import (
     Resume,
     RunFolder,
     Set,
+    as_json_text,
     changes,
     check_picture,
     is_first,
@@ -252,4 +252,4 @@ def predict(
 
     for answer in reopen(run).predict(rows, batch_size=batch_size, tell=tell):
         if is_first():
-            print(json.dumps(answer, ensure_ascii=False), flush=True)
+            print(as_json_text(answer), flush=True)

@@ -222,7 +222,9 @@ def _adaption_prompt(part: Layered) -> Written:
 
 def _prompt(part: Layered) -> Written:
     if part.deltas[0].column:
-        raise ValueError("it puts a prompt before the text, and here it stands after the first token (placement)")
+        raise ValueError(
+            "it puts a prompt before the text, and here it stands after the first token. Train it with placement: first"
+        )
     rows = part.deltas[0].folded(part.places[0].layer)["rows"]
     config = part.adapter.model.config
     fields = {

@@ -62,8 +62,11 @@ def save_peft(adapter: Adapter, path: str | Path, *, rank: int | None = None) ->
         The share of the change that was lost, as a ratio of Frobenius norms; 0 where the technique itself was written.
 
     Raises:
-        UserError: peft has no such technique and `rank` is None, or a LoRA cannot stand for the adapter.
+        UserError: peft has no such technique and `rank` is None, a LoRA cannot stand for the adapter, or the rank is no
+            whole number of at least 1.
     """
+    if rank is not None and (type(rank) is not int or rank < 1):
+        raise UserError(f"rank={rank!r} is not a whole number of at least 1.")
     head = _modules_to_save(adapter)
     written = _convert(adapter, rank)
     is_prompt = "prompt_embeddings" in written.tensors

@@ -31,7 +31,8 @@ def advise(techniques: Sequence[Row], metric_name: str, baseline: str, *, test_r
         The recommended technique's name, or None, and the advice in sentences.
     """
     chosen, advice = _chosen(techniques, metric_name, baseline)
-    if chosen is not None and metric_name == "accuracy" and 1 / test_rows > MARGIN:
+    compared = any(row["status"] == "done" and row["name"] != baseline for row in techniques)
+    if compared and metric_name == "accuracy" and 1 / test_rows > MARGIN:
         advice += (
             f" One answer counts for {100 / test_rows:.1f} points: {test_rows} test rows are too few to see a "
             f"difference of {100 * MARGIN:g}."

@@ -118,6 +118,9 @@ class DataConfig(Section):
             raise ValueError(
                 f"validation_share={self.validation_share} and test_share={self.test_share} leave no row to train on."
             )
+        targets = {"label": self.label, "answer": self.answer, "spans": self.spans}
+        if same := [name for name, column in targets.items() if column == self.text]:
+            raise ValueError(f"text and {same[0]} both name the column {shown(self.text)}; each has one of its own.")
         if self.template.count("{text}") != 1:
             raise ValueError(
                 f"template={shown(self.template)} must hold {{text}} once, where the text of a row belongs, "

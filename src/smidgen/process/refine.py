@@ -29,6 +29,7 @@ from smidgen.process.statistics import beyond_chance
 from smidgen.process.studies.checks import several_seeds
 from smidgen.process.technique import TechniqueSpec
 from smidgen.process.trainer import Tell, Trainer
+from smidgen.process.words import counted
 from smidgen.report.findings import write_findings
 from smidgen.report.numbers import count, metric_named
 
@@ -253,7 +254,7 @@ def _finding(recipe: Recipe, history: Sequence[Round], tests: Mapping[str, Seque
         f"{len(kept)} of {len(history) - 1} changes were better beyond chance and are kept: "
         f"{'; '.join(entry.change for entry in kept)}."
         if kept
-        else f"None of {len(history) - 1} changes was better beyond chance: the start is kept."
+        else f"{counted(history[1:], 'change')} tried, none better beyond chance: the start is kept."
     )
     tested = f"{metric.score(after)} after {metric.score(before)}" if kept else f"of the start: {metric.score(before)}"
     answer += f" Test {metric.word} {tested}{metric.unit}."

@@ -119,7 +119,9 @@ def check_start(recipe: RunRecipe, *, resume: bool) -> None:
     if (folder / "metrics.json").is_file() and not resume:
         finished = files.read_json(folder / "metrics.json")
         if not isinstance(finished, dict) or finished.get("recipe") != recipe.fingerprint():
-            raise UserError(f"{folder} holds a finished run of another recipe. Remove it, or give another output.")
+            raise UserError(
+                f"{folder} holds a finished run of another recipe. Add --set output=runs/NAME to keep it, or remove it."
+            )
     files.check_replaceable(folder / "adapter", {manifest.FILE, manifest.TENSORS})
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):

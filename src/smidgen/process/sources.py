@@ -64,7 +64,10 @@ def _delimited(reader: Any, columns: tuple[str, ...], name: str) -> Found:
             raise UserError(f"{name} is not UTF-8 text: its first line holds other bytes. Save it as UTF-8.")
         for separator in ",;\t":
             if len(header) == 1 and header[0] not in columns and separator in header[0]:
-                raise UserError(f"{name} seems to separate its fields by {separator!r}, which its ending does not say.")
+                raise UserError(
+                    f"{name} seems to separate its fields by {separator!r}, which its ending does not say. "
+                    "Save it with commas as .csv, or with tabs as .tsv."
+                )
         _require(columns, header, name)
         places = [header.index(column) for column in columns]
         line = reader.line_num + 1
@@ -114,7 +117,7 @@ def _parquet(path: Path, columns: tuple[str, ...], name: str) -> Found:
         _require(columns, file.schema_arrow.names, name)
         table = file.read(columns=list(columns))
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{name} is not a whole Parquet file: {error}.") from error
+        raise UserError(f"{name} is not a whole Parquet file: {str(error).rstrip('.')}.") from error
     yield from _arrow(table, columns)
 
 

@@ -117,11 +117,13 @@ def finding_lines(found: Finding, width: int) -> Iterator[str | Text | Table]:
     yield f"{found.answer}\n"
     cells = [max(map(len, column), default=0) for column in zip(*found.table, strict=True)] or [0] * len(found.headings)
     words = [max(map(len, heading.split()), default=0) for heading in found.headings]
-    widths = [max(pair) for pair in zip(cells, words, strict=True)]
+    whole = [max(cell, len(heading)) for cell, heading in zip(cells, found.headings, strict=True)]
+    least = [max(pair) for pair in zip(cells, words, strict=True)]
+    widths = whole if sum(whole) + 2 * len(whole) <= width else least
     if sum(widths) + 2 * len(widths) <= width:
         table = Table(box=None, pad_edge=False)
         for column, heading in enumerate(found.headings):
-            table.add_column(Text(heading), justify="right" if column else "left", min_width=widths[column])
+            table.add_column(Text(heading), justify="right" if column else "left", width=widths[column])
         for row in found.table:
             table.add_row(*map(Text, row))
         yield table

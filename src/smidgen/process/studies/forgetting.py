@@ -271,9 +271,10 @@ def _answer(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str], metric
         for row in rows
     ]
     intact = [titles[row["technique"]] for row in rows if row["untouched"]]
+    leave = "leaves" if len(intact) == 1 else "leave"
     ending = (
-        f" With one adapter a task nothing is forgotten: disabled, {listed(intact)} leave the base model's answers to "
-        "the bit."
+        f" With one adapter a task nothing is forgotten: disabled, {listed(intact)} {leave} the base model's answers "
+        "to the bit."
         if intact
         else ""
     )

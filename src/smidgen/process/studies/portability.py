@@ -123,7 +123,7 @@ def _arms(recipe: Recipe, spec: TechniqueSpec, folders: Mapping[str, Path], trai
         try:
             _write_base(folder, base)
         except ValueError as error:
-            trainer.tell(f"No new head on {title} of {name}: {error}")
+            trainer.tell(f"{title} of {name} cannot be put under a new head: {error}")
             break
         head = TechniqueSpec.parse("head")
         arms[f"{new}-head-{name}"] = Arm(f"A head on {title} of {name}", head, {"model": str(base)}, new)
