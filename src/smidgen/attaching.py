@@ -14,7 +14,7 @@ from smidgen import storage, targets
 from smidgen.adapter import Adapter
 from smidgen.delta import Method
 from smidgen.manifest import checked_name
-from smidgen.own import head_names, own_parameters
+from smidgen.own import head_names, own_modules, own_parameters
 from smidgen.stacking import active_adapters, adapters, check_not_routed, set_active
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _check_model(model: object) -> None:
         what = of_peft if hasattr(model, "peft_config") else "not a model of transformers"
         raise TypeError(f"A {type(model).__name__} is {what}.")
     if getattr(model, "_hf_peft_config_loaded", False) or any(
-        type(module).__module__.startswith("peft.") for module in model.modules()
+        type(module).__module__.startswith("peft.") for _, module in own_modules(model)
     ):
         raise TypeError(
             f"The {type(model).__name__} has an adapter of peft's on it. Take it off, or load the model anew."

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from smidgen import FullFineTuning, HeadOnly, LoRA
 from smidgen.errors import Interrupted, UserError
@@ -298,7 +299,12 @@ def test_gradient_checkpointing_has_two_names(name: str, given: str) -> None:
 
 
 def test_a_delta_without_a_gradient_is_the_user_s_to_mend(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "backward", lambda *_: 0.0)
+    def reaches_the_head_alone(model: PreTrainedModel, *_: object) -> float:
+        for parameter in model.classifier.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        return 0.0
+
+    monkeypatch.setattr(training, "backward", reaches_the_head_alone)
     with pytest.raises(UserError, match="got no gradient.*Choose other targets"):
         run(job(recipe), quiet=True)
 
