@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -302,7 +303,9 @@ def test_a_finished_run_of_another_recipe_is_not_written_over(trained: Path) -> 
     before = (trained / "out" / "metrics.json").read_bytes()
     refused = smidgen(trained, "train", "out/recipe.yaml", "--set", "technique=houlsby")
     assert refused.returncode == 2
-    assert "holds a finished run of another recipe" in refused.stderr
+    told = re.sub(r"\s+", " ", refused.stderr)
+    assert "holds a finished run of another recipe (technique" in told
+    assert "Add --set output=runs/NAME to keep it" in told
     assert (trained / "out" / "metrics.json").read_bytes() == before
 
 

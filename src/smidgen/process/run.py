@@ -28,7 +28,7 @@ from smidgen.process.only_one import only_one
 from smidgen.process.opening import prepare
 from smidgen.process.parallel import get_weights, this_process
 from smidgen.process.progress import Progress
-from smidgen.process.run_recipe import RunRecipe, refuse_own
+from smidgen.process.run_recipe import RunRecipe, read_recipe, refuse_own
 from smidgen.process.scores import Scores
 from smidgen.process.shelf import Shelf
 from smidgen.process.train import train
@@ -119,13 +119,22 @@ def check_start(recipe: RunRecipe, *, resume: bool) -> None:
     if (folder / "metrics.json").is_file() and not resume:
         finished = files.read_json(folder / "metrics.json")
         if not isinstance(finished, dict) or finished.get("recipe") != recipe.fingerprint():
+            changes = "; ".join(_changes(recipe, folder / "recipe.yaml"))
             raise UserError(
-                f"{folder} holds a finished run of another recipe. Add --set output=runs/NAME to keep it, or remove it."
+                f"{folder} holds a finished run of another recipe{changes and f' ({changes})'}. Add --set "
+                "output=runs/NAME to keep it, or remove it."
             )
     files.check_replaceable(folder / "adapter", {manifest.FILE, manifest.TENSORS})
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"output={recipe.output!r} cannot be written: {existing} is no folder that takes files.")
+
+
+def _changes(recipe: RunRecipe, path: Path) -> list[str]:
+    """What the recipe of a finished run says otherwise; none if that cannot be read."""
+    with contextlib.suppress(UserError):
+        return recipe.changes(read_recipe(type(recipe), path, [], lambda fields: fields))
+    return []
 
 
 def begin(recipe: RunRecipe, *, resume: bool) -> bool:
