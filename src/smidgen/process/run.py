@@ -32,6 +32,7 @@ from smidgen.process.run_recipe import RunRecipe, read_recipe, refuse_own
 from smidgen.process.scores import Scores
 from smidgen.process.shelf import Shelf
 from smidgen.process.train import train
+from smidgen.process.words import some
 
 
 def run(job: Job, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def check_start(recipe: RunRecipe, *, resume: bool) -> None:
     if (folder / "metrics.json").is_file() and not resume:
         finished = files.read_json(folder / "metrics.json")
         if not isinstance(finished, dict) or finished.get("recipe") != recipe.fingerprint():
-            changes = "; ".join(_changes(recipe, folder / "recipe.yaml"))
+            changes = some(_changes(recipe, folder / "recipe.yaml"), 3)
             raise UserError(
                 f"{folder} holds a finished run of another recipe{changes and f' ({changes})'}. Add --set "
                 "output=runs/NAME to keep it, or remove it."
