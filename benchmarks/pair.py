@@ -14,7 +14,7 @@ import transformers
 from side_by_side import DEVICE, agreement, now
 from torch import Tensor
 
-from smidgen import embedded, save_peft
+from smidgen import Adapter, embedded, save_peft
 from smidgen.placeholders import IGNORED
 from smidgen.process.batches import collate, order
 from smidgen.process.encoding import Encoded, pad_id
@@ -28,16 +28,20 @@ AGREES = 1e-5 if DEVICE.type == "cpu" else 1e-4
 """A GPU's products add up in an order that hangs on their size."""
 
 
+def perturb(adapter: Adapter, generator: torch.Generator) -> None:
+    """Move LoRA's factors from their start, at which half of their gradients are 0."""
+    for name, parameter in adapter.named_parameters():
+        if ".lora." in name:
+            parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator).to(DEVICE)
+
+
 class Pair:
     """The same model twice, with the same LoRA on all linear layers: ours and peft's; and batches of its rows."""
 
     def __init__(self, recipe: Path, rows_at_once: int, *changes: str) -> None:
         wanted = load_recipe(recipe, ["technique=lora", *changes])
         self.job, other = prepare(wanted), prepare(wanted)
-        generator = torch.Generator().manual_seed(0)
-        for name, parameter in self.job.adapter.named_parameters():
-            if ".lora." in name:
-                parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator).to(DEVICE)
+        perturb(self.job.adapter, torch.Generator().manual_seed(0))
         with tempfile.TemporaryDirectory() as folder, quietly():
             save_peft(self.job.adapter, Path(folder) / "lora")
             other.adapter.detach()

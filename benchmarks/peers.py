@@ -14,6 +14,7 @@ recipe: an epoch over 2,000 rows of banking77 as a user runs it: our recipe's de
 answers-recipe: the same of 200 questions with their answers and SmolLM2.
 top-third: five epochs over them with LoRA in the last two of six blocks: states kept, and peft with the same batches.
 eight: eight seeds of it, three epochs of 1,000 rows, the model loaded for each; states kept by the first, or by none.
+one-pass: what eight of them that have the same batches would gain by computing them together, above kept states.
 hundred: a hundred LoRA adapters attached to MiniLM, and each made the active one in turn.
 """
 
@@ -28,8 +29,8 @@ from typing import Any
 
 import peft
 import torch
-from pair import AGREES, ROUNDS, Pair, body, seconds_of
-from peers_runs import eight, recipe, top_third
+from pair import AGREES, ROUNDS, Pair, body, perturb, seconds_of
+from peers_runs import eight, one_pass, recipe, top_third
 from side_by_side import DEVICE, agreement, alternated, device_name, roof
 from torch import Tensor
 
@@ -126,8 +127,7 @@ def mixed(recipe: Path, adapters: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, quietly():
         for name in dict.fromkeys(names):
             adapter = attach(ours, LoRA(), name=name)
-            for parameter in adapter.parameters():
-                parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator).to(DEVICE)
+            perturb(adapter, generator)
             save_peft(adapter, Path(folder) / name)
             if name == "a0":
                 peft_s = peft.PeftModel.from_pretrained(theirs, f"{folder}/{name}", adapter_name=name)
@@ -190,6 +190,7 @@ CASES: dict[str, Callable[[Recipes], dict[str, Any]]] = {
     "answers-recipe": lambda recipes: recipe(recipes["smollm2"], 200),
     "top-third": lambda recipes: top_third(recipes["minilm"]),
     "eight": lambda recipes: eight(recipes["minilm"]),
+    "one-pass": lambda recipes: one_pass(recipes["minilm"]),
     "hundred": lambda recipes: hundred(recipes["minilm"]),
 }
 

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 import transformers
-from pair import Pair, as_transformers, looking_back
-from side_by_side import DEVICE, now
+from pair import AGREES, ROUNDS, Pair, as_transformers, looking_back, perturb
+from side_by_side import DEVICE, agreement, alternated, now
+from torch import Tensor
 
-from smidgen.process.batches import WholeEpochs, order
+from smidgen import attach, rows
+from smidgen.process.batches import WholeEpochs, collate, order
 from smidgen.process.encoding import pad_id
+from smidgen.process.evaluate import row_losses
 from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.job import Job
 from smidgen.process.onednn import exact_onednn
@@ -21,13 +24,15 @@ from smidgen.process.opening import prepare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.shelf import Shelf
 from smidgen.process.train import train
+from smidgen.trunk import Trunk
 
 SOME = ("data.rows=2000",)
+LAST_TWO = ("technique={name: lora, layers: 'last:2'}", "training.frozen_dropout=false")
 
 
-def recipe(path: Path, rows: int) -> dict[str, Any]:
+def recipe(path: Path, count: int) -> dict[str, Any]:
     """Real tokens a second; no evaluation, the same rows, each side's own batches, schedule and clipping."""
-    some = f"data.rows={rows}"
+    some = f"data.rows={count}"
     job = prepare(load_recipe(path, ["technique=lora", "training.epochs=1", some]))
     own = job.splits["train"]
     began = now()
@@ -52,7 +57,7 @@ def recipe(path: Path, rows: int) -> dict[str, Any]:
 
 def top_third(path: Path) -> dict[str, Any]:
     """Seconds of five epochs with the optimizer's steps, kept states included; no frozen block drops out."""
-    changes = ("technique={name: lora, layers: 'last:2'}", "training.epochs=5", "training.frozen_dropout=false", *SOME)
+    changes = (*LAST_TWO, "training.epochs=5", *SOME)
     seconds, losses = {}, {}
     for name, kept in (("smidgen", "exact"), ("smidgen, states off", "off")):
         job = prepare(load_recipe(path, [*changes, f"training.frozen_states={kept}"]))
@@ -90,7 +95,7 @@ def peft_epochs(pair: Pair, epochs: int) -> float:
 
 def eight(path: Path) -> dict[str, Any]:
     """Seconds of eight runs; each is what it is alone, but for the rounding of another padding."""
-    changes = ("technique={name: lora, layers: 'last:2'}", "training.frozen_dropout=false", "data.rows=1000")
+    changes = (*LAST_TWO, "data.rows=1000")
     seconds, losses = {}, {}
     for kept in ("exact", "off"):
         wanted = [f"training.frozen_states={kept}", *changes]
@@ -116,6 +121,67 @@ def padded(job: Job) -> dict[str, int]:
         alone += sum(len(batch) * tokens for batch, tokens in zip(step, longest, strict=True))
         together += sum(map(len, step)) * max(longest)
     return {"alone": alone, "together": together}
+
+
+def one_pass(path: Path) -> dict[str, Any]:
+    """Eight adapters' loss and gradients on the same rows, above their states: in turn, and in one pass.
+
+    One adapter's over as many rows is what no pass of eight can be faster than. Nothing drops out.
+    """
+    job = prepare(load_recipe(path, [*LAST_TWO, "data.rows=1000"]))
+    model = job.model.eval()
+    more = [attach(model, job.recipe.technique.methods(), name=f"a{number}") for number in range(1, 8)]
+    adapters = [job.adapter, *more]
+    generator = torch.Generator().manual_seed(0)
+    for adapter in adapters:
+        perturb(adapter, generator)
+    typical = sorted(job.splits["train"], key=lambda row: len(row.input_ids))[500:532]
+    inputs = {name: tensor.to(DEVICE) for name, tensor in collate(typical, pad_id(job.tokenizer)).items()}
+    eightfold = {name: torch.cat([tensor] * len(adapters)) for name, tensor in inputs.items()}
+    texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    trunk = Trunk.of(model, texts)
+    assert trunk is not None
+    states = trunk.states(texts)
+    eightfold_states = torch.cat([states] * len(adapters))
+    names = [adapter.name for adapter in adapters for _ in typical]
+
+    def learn(inputs: dict[str, Tensor], states: Tensor) -> None:
+        with exact_onednn(DEVICE), trunk.given(states):
+            (row_losses(model, inputs, "fp32").sum() / len(typical)).backward()
+
+    def clear() -> None:
+        for adapter in adapters:
+            for parameter in adapter.parameters():
+                parameter.grad = None
+
+    def in_turn(_: int) -> None:
+        clear()
+        for adapter in adapters:
+            adapter.activate()
+            learn(inputs, states)
+
+    def together(_: int) -> None:
+        clear()
+        with rows(model, names):
+            learn(eightfold, eightfold_states)
+
+    def by_one(_: int) -> None:
+        clear()
+        adapters[0].activate()
+        learn(eightfold, eightfold_states)
+
+    def gradients() -> dict[str, Tensor]:
+        named = ((own.name, name, p.grad) for own in adapters for name, p in own.named_parameters())
+        return {f"{own} {name}": gradient for own, name, gradient in named if gradient is not None}
+
+    in_turn(0)
+    expected = gradients()
+    together(0)
+    apart = agreement(gradients(), expected)
+    if apart > AGREES:
+        raise SystemExit(f"no fair comparison: gradients {apart:.1e} apart")
+    found = alternated({"one pass": together, "one pass of one adapter": by_one, "in turn": in_turn}, ROUNDS)
+    return {**found, "gradients_apart": apart, "padded_tokens": eightfold["input_ids"].numel()}
 
 
 def trained(job: Job, folder: Path | None = None) -> float:

@@ -315,11 +315,14 @@ def test_data_that_changed_after_training_are_not_scored_as_unseen(trained: Path
     try:
         data.write_text(before + before.splitlines()[-1].replace("the", "one") + "\n")
         refused = smidgen(trained, "evaluate", "out")
+        unknown = smidgen(trained, "evaluate", "out", "--data", data.name)
     finally:
         data.write_text(before)
     assert refused.returncode == 2
     assert "The data have changed since the adapter was trained" in refused.stderr
     assert smidgen(trained, "evaluate", "out").returncode == 0
+    assert "has rows that were trained on is not known" in unknown.stderr
+    assert "have a text that data.train has as well" in smidgen(trained, "evaluate", "out", "--data", data.name).stderr
 
 
 def test_a_name_that_lacks_embedded_is_told(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_budget_that_nothing_meets_names_the_smallest(tmp_path: Path) -> None:
         choose(load_recipe(path, ["choose.trained=10"]), command="")
     with pytest.raises(UserError, match="choose.trials=2 is below the 3 entries of compare"):
         choose(load_recipe(path, ["choose.trials=2"]), command="")
-    with pytest.raises(UserError, match=r"choose.memory=10 is met by nothing in compare. The least was [\d,]+ bytes"):
+    with pytest.raises(UserError, match=r"choose.memory of 10 B is met by nothing in compare. The least was [\d.]+ GB"):
         choose(load_recipe(path, ["choose.memory=10", "choose.trials=3"]), command="")
 
 

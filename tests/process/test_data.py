@@ -223,6 +223,12 @@ def test_a_draw_of_fewer_rows_is_part_of_one_of_more_and_leaves_the_test_split(t
     assert load(tmp_path, train=rows(100), rows=7, draw=2).train != few.train
 
 
+def test_labels_that_a_draw_leaves_without_rows_are_said(tmp_path):
+    drawn = load(tmp_path, train=rows(100, labels="abcdefghij"), rows=7)
+    without = set(drawn.labels) - {drawn.labels[row.label] for row in drawn.train}
+    assert drawn.notes[-1].startswith(f"Left without a row to train on: {len(without)} labels ('")
+
+
 def test_more_rows_than_there_are_cannot_be_drawn(tmp_path):
     said = refusal(tmp_path, train=rows(100), rows=81)
     assert said == "data.rows=81 is more than the 80 rows that there are to train on."

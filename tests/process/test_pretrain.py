@@ -173,6 +173,7 @@ def test_a_tokenizer_may_be_another_models(recipe: Path) -> None:
         ),
         (["model=3"], "model=3 must be the name of a model, or a new one: {type: bert"),
         (["technique=lora"], "technique=lora leaves a new model's random weights as they are"),
+        (["training.head_learning_rate=0.1"], "head_learning_rate is that of a task's head, and what writes text has"),
         (["training.precision=int8"], "training.precision=int8 is for frozen weights, and these learn"),
         (["model=embedded:minilm"], "tokenizer is that of a new model"),
         (["corpus.validation_share=0.0001"], "The corpus has 0 tokens to validate on"),

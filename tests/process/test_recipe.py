@@ -75,6 +75,19 @@ def test_generation_has_no_head_to_compare(tmp_path):
     assert names == [name for name in COMPARED if name != "head"]
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "training.head_learning_rate=0.1",
+        "technique={name: lora, head_learning_rate: 0.1}",
+        "compare=[lora, {name: full, head_learning_rate: 0.1}]",
+    ],
+)
+def test_generation_has_no_head_with_a_rate(tmp_path, entry):
+    assert "head_learning_rate is that of a task's head" in refusal(tmp_path, SMALLEST, "task=generation", entry)
+    load(tmp_path, SMALLEST, entry)
+
+
 def test_paths_are_relative_to_the_recipes_folder(tmp_path):
     (tmp_path / "encoder").mkdir()
     recipe = load(tmp_path, "model: encoder\ndata: {train: ../a.csv, validation: hub:a/b, test: embedded:tweets}")

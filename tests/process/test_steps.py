@@ -121,6 +121,9 @@ def test_what_a_later_step_would_refuse_is_refused_first(tmp_path: Path) -> None
     with pytest.raises(UserError, match="refine changes ranks and layers"):
         take_steps(load_recipe(path, ["identify={}", "technique=head"]), command="")
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out" / "runs").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds runs of another command"):
+        take_steps(load_recipe(path), command="")
 
 
 def test_other_data_than_those_of_the_kept_splits_are_refused(taken: tuple[Path, dict[str, Finding]]) -> None:

@@ -242,9 +242,10 @@ def _nothing(search: Search) -> str:
         return "\n".join(("No entry came to the end.", *errors))
     if outside := [own for own in attributes if "outside" in own]:
         least = min(outside, key=lambda own: own["memory"])
+        allowed, taken = numbers.size(search.recipe.choose.memory or 0), numbers.size(least["memory"])
         return (
-            f"choose.memory={search.recipe.choose.memory} is met by nothing in compare. The least was "
-            f"{least['memory']:,} bytes, of {words_of(least['entry'])}. Allow more, or lower training.micro_batch_size."
+            f"choose.memory of {allowed} is met by nothing in compare. The least was {taken}, of "
+            f"{words_of(least['entry'])}. Allow more, or lower training.micro_batch_size."
         )
     return "No entry came to the end. Allow more trials or minutes."
 

@@ -99,7 +99,7 @@ def load_data(config: DataConfig, task: Task) -> TaskData:
     notes += _repeats(splits)
     notes += _overlaps(splits)
     notes += _make_splits(splits, config, task)
-    notes += _draw(splits, config)
+    notes += _draw(splits, config, task)
     examples = {split: _examples(rows, task, labels) for split, rows in splits.items()}
     return TaskData(task, examples["train"], examples["validation"], examples["test"], labels, tuple(notes))
 
@@ -120,7 +120,7 @@ def read_examples(
     """
     ungrouped = config.model_copy(update={"group": None})  # nothing is split here
     rows, notes = _read(source, ungrouped, task, field="data")
-    unseen = set() if task == "generation" else {label for row in rows for label in _labels_in(row)} - set(labels)
+    unseen = set() if task == "generation" else _labels_of(rows) - set(labels)
     if unseen:
         raise UserError(f"{source} has labels that the adapter was not trained on: {_listed(sorted(unseen))}.")
     return _examples(rows, task, labels), notes
@@ -161,9 +161,14 @@ def _labels_in(row: Row) -> tuple[str, ...]:
     return (target,) if isinstance(target, str) else tuple(span.label for span in target)
 
 
+def _labels_of(rows: Sequence[Row]) -> set[str]:
+    """The labels of all rows."""
+    return {label for row in rows for label in _labels_in(row)}
+
+
 def _labels(splits: Mapping[str, Sequence[Row]], task: Task) -> tuple[str, ...]:
     """The labels of the training rows: by number if all are whole numbers, otherwise by name."""
-    labels = {label for row in splits["train"] for label in _labels_in(row)}
+    labels = _labels_of(splits["train"])
     if not labels:
         raise UserError("No row of data.train has a span, so that there is nothing to learn.")
     if len(labels) == 1 and task == "classification":
@@ -171,7 +176,7 @@ def _labels(splits: Mapping[str, Sequence[Row]], task: Task) -> tuple[str, ...]:
             f"Every row of data.train has the label {labels.pop()!r}. Classification needs two labels at least."
         )
     for split, rows in splits.items():
-        new = sorted({label for row in rows for label in _labels_in(row)} - labels)
+        new = sorted(_labels_of(rows) - labels)
         if new:
             count = sum(not labels.issuperset(_labels_in(row)) for row in rows)
             raise UserError(
@@ -213,17 +218,11 @@ def _repeats(splits: Mapping[str, Sequence[Row]]) -> list[str]:
 
 def _overlaps(splits: Mapping[str, Sequence[Row]]) -> list[str]:
     """Notes on texts that occur in two of the given splits."""
-    texts = {split: {normalize(row.text) for row in rows} for split, rows in splits.items()}
+    texts = {split: [normalize(row.text) for row in rows] for split, rows in splits.items()}
     groups = {split: {row.group for row in rows} - {""} for split, rows in splits.items()}
     notes = []
     for later, earlier in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        shared = texts.get(later, set()) & texts.get(earlier, set())
-        if shared:
-            count = sum(normalize(row.text) in shared for row in splits[later])
-            notes.append(
-                f"{count} of the {len(splits[later])} rows of data.{later} have a text that data.{earlier} has "
-                "as well: a score on them is no measure of new texts."
-            )
+        notes += shared_texts(texts.get(later, []), texts.get(earlier, []), f"data.{later}", f"data.{earlier}")
         if both := groups.get(later, set()) & groups.get(earlier, set()):
             count = sum(row.group in both for row in splits[later])
             notes.append(
@@ -231,6 +230,18 @@ def _overlaps(splits: Mapping[str, Sequence[Row]]) -> list[str]:
                 f"data.{earlier} ({_listed(sorted(both))}): a score on them is no measure of new groups."
             )
     return notes
+
+
+def shared_texts(texts: Sequence[str], others: Sequence[str], source: str, other: str) -> list[str]:
+    """A note on the texts of a source, normalized, that another has as well."""
+    known = set(others)
+    count = sum(text in known for text in texts)
+    if not count:
+        return []
+    return [
+        f"{count} of the {len(texts)} rows of {source} have a text that {other} has as well: a score on them is no "
+        "measure of new texts."
+    ]
 
 
 def _make_splits(splits: dict[str, list[Row]], config: DataConfig, task: Task) -> list[str]:
@@ -261,8 +272,7 @@ def _make_splits(splits: dict[str, list[Row]], config: DataConfig, task: Task) -
     group = " and no group" if config.group else ""
     sizes = " and ".join(f"data.{split} ({len(splits[split])} rows)" for split in wanted)
     notes = [f"Set aside from the {whole} rows of data.train, with no text{group} in two splits: {sizes}."]
-    kinds = {split: {label for row in splits[split] for label in _labels_in(row)} for split in ("train", "test")}
-    unmeasured = sorted(kinds["train"] - kinds["test"])
+    unmeasured = sorted(_labels_of(splits["train"]) - _labels_of(splits["test"]))
     if task != "generation" and "test" in wanted and unmeasured:
         notes.append(f"Too rare to be in the test split: {counted(unmeasured, 'label')} ({_listed(unmeasured)}).")
     return notes
@@ -279,11 +289,11 @@ def _stratum(row: Row) -> str:
     return row.target if isinstance(row.target, str) else ""
 
 
-def _draw(splits: dict[str, list[Row]], config: DataConfig) -> list[str]:
+def _draw(splits: dict[str, list[Row]], config: DataConfig, task: Task) -> list[str]:
     """Leaves as many rows to train on as are wanted, and no more to validate on; those of fewer are among more."""
     if config.rows is None:
         return []
-    whole = len(splits["train"])
+    whole, before = len(splits["train"]), _labels_of(splits["train"])
     if config.rows > whole:
         raise UserError(f"data.rows={config.rows} is more than the {whole} rows that there are to train on.")
     for split in ("train", "validation"):
@@ -291,7 +301,11 @@ def _draw(splits: dict[str, list[Row]], config: DataConfig) -> list[str]:
         drawn = np.random.default_rng([config.draw, len(rows)]).permutation(len(rows))[: config.rows]
         splits[split] = [rows[row] for row in sorted(drawn)]
     kept = len(splits["validation"])
-    return [f"Draw {config.draw} of {whole} training rows: {config.rows} to train on, {kept} to validate on."]
+    notes = [f"Draw {config.draw} of {whole} training rows: {config.rows} to train on, {kept} to validate on."]
+    without = sorted(before - _labels_of(splits["train"]))
+    if without and task != "generation":
+        notes.append(f"Left without a row to train on: {counted(without, 'label')} ({_listed(without)}).")
+    return notes
 
 
 def _listed(names: Sequence[str]) -> str:

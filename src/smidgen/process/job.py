@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from smidgen.adapter import Adapter
 from smidgen.errors import UserError
 from smidgen.process import predict as prediction
-from smidgen.process.data import Example, TaskData, load_data, read_examples
+from smidgen.process.data import Example, TaskData, load_data, read_examples, shared_texts
 from smidgen.process.encoding import Encoded, encode, pad_id
 from smidgen.process.evaluate import evaluate, generate, longest_answer
 from smidgen.process.frozen_states import FrozenStates
@@ -23,6 +24,7 @@ from smidgen.process.recipe import Recipe
 from smidgen.process.room import Room
 from smidgen.process.scores import Scores, exact_match, rouge
 from smidgen.process.spans import spans_of
+from smidgen.process.splits import normalize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -201,6 +203,7 @@ class Job:
             examples = self.data.test
         else:
             examples, notes = read_examples(source, self.recipe.data, self.recipe.task, self.labels)
+            notes += self._known(examples, source)
         rows, cut = self.encode(examples)
         for note in (*notes, *self._row_notes(rows, cut, source or "data.test")):
             tell(note)
@@ -211,6 +214,14 @@ class Job:
             given, _ = self.answer(texts, max_new_tokens=longest, batch_size=self.recipe.training.rows_at_once)
             scores |= {"exact_match": exact_match(given, answers), **rouge(given, answers)}
         return scores
+
+    def _known(self, examples: Sequence[Example], source: str) -> tuple[str, ...]:
+        """What a user should know about rows of another source whose texts were trained on."""
+        with contextlib.suppress(UserError):
+            if self.trained_on in (None, self.data.fingerprint()):
+                texts, known = ([normalize(row.text) for row in rows] for rows in (examples, self.data.train))
+                return tuple(shared_texts(texts, known, source, "data.train"))
+        return (f"Whether {source} has rows that were trained on is not known: the run's own data have changed.",)
 
     def predict(
         self, source: str, *, batch_size: int, tell: Callable[[str], object] = lambda note: None

@@ -140,6 +140,7 @@ class PretrainRecipe(RunRecipe):
             raise ValueError(f"tokenizer is that of a new model; model={shown(self.model)} has its own.")
         if not isinstance(self.model, str) and self.technique.name != "full":
             raise ValueError(f"technique={self.technique.name} leaves a new model's random weights as they are.")
+        self._refuse_head_rate()
         if self.training.precision == "int8":
             raise ValueError("training.precision=int8 is for frozen weights, and these learn. Use fp32 or bf16.")
         return self

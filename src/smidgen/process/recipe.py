@@ -269,6 +269,8 @@ class Recipe(RunRecipe):
                 f"model={self.model!r} is not what pretrain makes, which is {made!r}; a path that is not there yet is "
                 "written with ./ before it."
             )
+        if self.task == "generation":
+            self._refuse_head_rate(*self.compare)
         if self.probe is not None and self.task != "generation":
             raise ValueError(
                 f"probe is text, which a model of task={self.task} has no words for; it is for generation."

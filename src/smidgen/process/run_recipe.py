@@ -141,6 +141,14 @@ class RunRecipe(Section):
         """Which of its scores the run is judged by."""
         raise NotImplementedError
 
+    def _refuse_head_rate(self, *others: TechniqueSpec) -> None:
+        """Raise a ValueError if a rate is given for the head of a task that has none, here or in other entries."""
+        given = [self.training.head_learning_rate, *(spec.head_learning_rate for spec in (self.technique, *others))]
+        if any(rate is not None for rate in given):
+            raise ValueError(
+                "head_learning_rate is that of a task's head, and what writes text has none: learning_rate is for all."
+            )
+
     def written(self) -> str:
         """The recipe as YAML with every field spelled out and whole paths; `load_recipe` gives it back."""
         return dump(self.model_dump(mode="json"))

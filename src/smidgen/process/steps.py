@@ -87,6 +87,12 @@ def _check(recipe: Recipe) -> None:
     several_seeds(recipe)
     if recipe.identify.budget is None:
         check_refinable(recipe.technique)
+    output = Path(recipe.output)
+    if (output / "runs").is_dir() and not (output / "splits").is_dir():
+        raise UserError(
+            f"{output} holds runs of another command, with splits of their own. Give `process` an output for itself: "
+            "--set output=runs/NAME"
+        )
 
 
 def _pretrain(recipe: Recipe) -> Finding:

@@ -161,7 +161,8 @@ def score_lines(scores: Mapping[str, Any]) -> Iterator[str | Table]:
         return
     titles = {"accuracy": "Accuracy", "f1": "F1 of spans", "precision": "precision", "recall": "recall"}
     titles |= {"macro_f1": "macro-F1", "ece": "calibration error"}
-    yield "   ".join(f"{title} {100 * scores[name]:.1f} %" for name, title in titles.items() if name in scores)
+    parts = [f"{title} {100 * scores[name]:.1f} %" for name, title in titles.items() if name in scores]
+    yield "   ".join(parts + ([f"Brier score {scores['brier']:.3f}"] if "brier" in scores else []))
     classes = scores["per_class"]
     table = Table("Class", box=None, pad_edge=False)
     for heading in ("Precision", "Recall", "F1", "Spans" if "row_spans" in scores else "Rows"):
