@@ -222,6 +222,7 @@ def test_methods_lists_all_techniques(tmp_path: Path) -> None:
         (["predict", "nowhere"], "not the output of"),
         (["predict", "out", "nowhere.csv"], "no such file"),
         (["evaluate", "out", "--data", "model/config.json"], "ends in '.json'"),
+        (["evaluate", "out", "--limit", "3"], "--tasks and --limit are for --harness"),
     ],
 )
 def test_a_mistake_is_one_message_and_status_2(trained: Path, arguments: list[str], words: str) -> None:

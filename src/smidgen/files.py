@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +115,18 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sampled(folder: Path) -> str:
-    """A hash of the files in a folder: of their names, their sizes, and evenly spaced pieces of each.
+def inside(folder: Path) -> list[Path]:
+    """The files in a folder, but hidden ones, by name."""
+    return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+
+
+def sampled(paths: Sequence[Path]) -> str:
+    """A hash of files: of their names, their sizes, and evenly spaced pieces of each.
 
     Files of up to a megabyte count whole. Weights that were trained differ nearly everywhere, and are told apart.
     """
     digest = hashlib.sha256()
-    for path in sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")):
+    for path in paths:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         pieces = 256 if size > 1 << 20 else 1

@@ -231,6 +231,30 @@ def test_minutes_do_not_end_a_search_whose_first_entries_failed(
     assert (len(choice.failures), choice.tried) == (9, 10)
 
 
+def test_what_failed_is_tried_again_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_recipe(tmp_path, RECIPE)
+    with monkeypatch.context() as broken:
+
+        def train(self: trainer.Trainer, runs: list[Run]) -> list[None]:
+            self.failures.update({self.name_of(run): "No space is left." for run in runs})
+            return [None] * len(runs)
+
+        broken.setattr(trainer.Trainer, "train", train)
+        with pytest.raises(UserError, match="No entry came to the end"):
+            choose(load_recipe(path), command="")
+    choice = choose(load_recipe(path), command="")
+    assert (choice.tried, choice.failures) == (9, {})
+
+
+def test_a_file_of_ones_own_in_the_way_is_seen_before_anything_runs(tmp_path: Path) -> None:
+    path = save_recipe(tmp_path, RECIPE)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "chosen.yaml").write_text("mine")
+    with pytest.raises(UserError, match=r"holds a chosen\.yaml of your own"):
+        choose(load_recipe(path), command="")
+    assert not (tmp_path / "out" / "choose").exists()
+
+
 def test_a_search_of_another_recipe_is_refused(chosen: tuple[Path, dict[str, Any]]) -> None:
     with pytest.raises(UserError, match="holds a search of another recipe"):
         choose(load_recipe(chosen[0], ["training.epochs=2"]), command="")

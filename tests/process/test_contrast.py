@@ -89,6 +89,20 @@ def test_other_rows_and_unfinished_runs_are_refused(tmp_path: Path) -> None:
         contrast(first, tmp_path, margin=0.01)
 
 
+def test_a_few_rows_that_differ_tell_no_runs_apart(tmp_path: Path) -> None:
+    found = contrasted(tmp_path, right(range(500), rows=500), right(range(4, 500), rows=500), margin=0.001)
+    assert found.verdict == "open"
+    assert found.p == pytest.approx(0.125)
+    assert found.interval[0] == 0.0
+
+
+def test_a_pre_training_has_no_test(tmp_path: Path) -> None:
+    tested, made = finished(tmp_path / "a", right(range(5), rows=10)), finished(tmp_path / "b", None)
+    (made / "metrics.json").write_text(json.dumps({"data": "same", "after": {"loss": 1.0}}))
+    with pytest.raises(UserError, match="b is not a run of `smidgen train`"):
+        contrast(tested, made, margin=0.01)
+
+
 def test_a_run_that_was_not_tested_is_refused(tmp_path: Path) -> None:
     tested, untested = finished(tmp_path / "a", right(range(5), rows=10)), finished(tmp_path / "b", None)
     with pytest.raises(UserError, match=r"b was not scored on the test split \(score_test: false\)"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,17 @@ def test_a_draw_of_fewer_rows_is_part_of_one_of_more_and_leaves_the_test_split(t
     assert few.labels == everything.labels
     assert few.notes[-1] == "Draw 1 of 80 training rows: 7 to train on, 7 to validate on."
     assert load(tmp_path, train=rows(100), rows=7, draw=2).train != few.train
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_last_text_of_a_span_s_label_stays_in_training(tmp_path, seed):
+    lines = [{"text": f"to town {row}", "spans": [{"start": 3, "end": 7, "label": "city"}]} for row in range(30)]
+    lines.append({"text": "by bike to town", "spans": [{"start": 3, "end": 7, "label": "means"}]})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = load_data(DataConfig(train=str(tmp_path / "rows.jsonl"), seed=seed), "token-classification")
+    assert found.labels == ("city", "means")
+    assert {span.label for row in found.train for span in row.spans or ()} == {"city", "means"}
+    assert "Too rare to be in the test split: 1 label ('means')." in found.notes
 
 
 def test_labels_that_a_draw_leaves_without_rows_are_said(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,13 @@ def test_an_epoch_that_forgets_too_much_ends_the_run_and_is_not_kept(
     assert metrics["best_epoch"] <= 2
     assert metrics["probe"]["before"] == 2.0
     assert metrics["probe"]["after"] in (2.1, 2.9)
+
+
+def test_another_text_is_another_run(recipe: Path) -> None:
+    before = load_recipe(recipe).fingerprint(), job(recipe).fingerprint
+    text = recipe.parent / "general.txt"
+    text.write_text(text.read_text().replace("a", "b"))
+    assert all(map(operator.ne, before, (load_recipe(recipe).fingerprint(), job(recipe).fingerprint)))
 
 
 def test_a_first_epoch_that_forgets_too_much_is_an_error(recipe: Path) -> None:

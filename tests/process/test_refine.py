@@ -105,6 +105,17 @@ def layer(name: str, share: float) -> Sensitivity:
 LAYERS = [layer("a", 0.4), layer("b", 0.3), layer("c", 0.2), layer("d", 0.06), layer("e", 0.03), layer("f", 0.01)]
 
 
+def test_what_would_end_it_after_the_start_is_seen_before(tmp_path: Path) -> None:
+    path = save_recipe(tmp_path, RECIPE)
+    with pytest.raises(UserError, match="int8 leaves weights without a gradient"):
+        refine(load_recipe(path, ["training.precision=int8"]), command="")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "refined.yaml").write_text("mine")
+    with pytest.raises(UserError, match=r"holds a refined\.yaml of your own"):
+        refine(load_recipe(path), command="")
+    assert not (tmp_path / "out" / "runs").exists()
+
+
 def test_each_change_follows_what_the_layers_have_to_gain() -> None:
     raised, more, other, fewer = CHANGES.values()
     ranks = {"a": 4, "b": 4, "e": 4}

@@ -15,7 +15,7 @@ SEEDS = st.integers(0, 5)
 
 
 def chosen(rows: list[tuple[str, str]], share: float, seed: int) -> list[int]:
-    return set_aside([text for text, _ in rows], [label for _, label in rows], share, seed=seed)
+    return set_aside([text for text, _ in rows], [(label,) for _, label in rows], share, seed=seed)
 
 
 @given(ROWS, SHARES, SEEDS)
@@ -53,7 +53,7 @@ def test_the_order_of_the_rows_does_not_matter(rows, share, seed, random):
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=6), st.floats(0.05, 0.5), SEEDS)
 def test_each_label_gives_its_share_to_within_a_row(sizes, share, seed):
     labels = [str(label) for label, size in enumerate(sizes) for _ in range(size)]
-    aside = set_aside([f"text {row}" for row in range(len(labels))], labels, share, seed=seed)
+    aside = set_aside([f"text {row}" for row in range(len(labels))], [(own,) for own in labels], share, seed=seed)
     given = Counter(labels[row] for row in aside)
     for label, size in enumerate(sizes):
         assert abs(given[str(label)] - share * size) <= 1 + 1e-6
@@ -61,13 +61,13 @@ def test_each_label_gives_its_share_to_within_a_row(sizes, share, seed):
 
 
 def test_another_seed_chooses_other_rows():
-    texts, labels = [f"text {row}" for row in range(200)], ["x", "y"] * 100
+    texts, labels = [f"text {row}" for row in range(200)], [("x",), ("y",)] * 100
     assert set_aside(texts, labels, 0.2, seed=0) != set_aside(texts, labels, 0.2, seed=1)
 
 
 def test_a_text_that_takes_half_of_the_rows_is_not_torn_apart():
     texts = ["same"] * 50 + [f"text {row}" for row in range(50)]
-    aside = set_aside(texts, [""] * 100, 0.1, seed=0)
+    aside = set_aside(texts, [("",)] * 100, 0.1, seed=0)
     assert aside
     assert len({texts[row] == "same" for row in aside}) == 1
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from smidgen.process.statistics import Ratios, beyond_chance, difference, interval
+from smidgen.process.statistics import Ratios, beyond_chance, difference, interval, mcnemar
 
 
 def each(scores: np.ndarray) -> Ratios:
@@ -50,6 +50,23 @@ def test_pairing_is_narrower_than_two_intervals() -> None:
     ours[0, :10] = 1.0
     low, high = difference(each(ours), each(theirs))
     assert 0 <= low <= high < 0.05
+
+
+@pytest.mark.parametrize(("ahead", "apart"), [(5, False), (6, True)])
+def test_a_handful_of_rows_is_chance_where_mcnemar_says_so(ahead: int, apart: bool) -> None:
+    theirs = np.ones((1, 500))
+    ours = theirs.copy()
+    theirs[0, :ahead] = 0.0
+    assert (mcnemar(ahead, 0) < 0.05) == apart
+    assert (difference(each(ours), each(theirs))[0] > 0) == apart
+    assert (difference(each(theirs), each(ours))[1] < 0) == apart
+
+
+def test_equal_differences_of_a_few_runs_are_no_certainty() -> None:
+    right, wrong = [1] * 10, [0, *[1] * 9]
+    runs = [[{"accuracy": np.mean(own), "predictions": own, "targets": right}] * 2 for own in (right, wrong)]
+    low, high = beyond_chance(*runs, "accuracy")
+    assert low < 0 < 0.1 < high
 
 
 def test_rows_count_by_what_their_score_is_out_of() -> None:

@@ -94,6 +94,18 @@ def test_what_is_done_is_kept(taken: tuple[Path, dict[str, Finding]]) -> None:
     assert {step: own.answer for step, own in again.items()} == {step: own.answer for step, own in found.items()}
 
 
+def test_a_pre_training_of_another_text_does_not_count(taken: tuple[Path, dict[str, Finding]]) -> None:
+    path, _ = taken
+    text = path.parent / "text.txt"
+    before = text.read_text()
+    try:
+        text.write_text(before.replace("a", "b"))
+        with pytest.raises(UserError, match="holds a finished run of other rows"):
+            take_steps(load_recipe(path), command="")
+    finally:
+        text.write_text(before)
+
+
 def test_a_model_that_is_there_needs_no_pretraining_and_no_budget(tmp_path: Path) -> None:
     path = save(tmp_path, RECIPE.replace("identify: {budget: 1k}\n", "technique: {name: lora, rank: 2}\n"))
     found, _ = take_steps(load_recipe(path), command="")

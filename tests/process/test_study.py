@@ -16,10 +16,12 @@ from rich.table import Table
 from smidgen.errors import UserError
 from smidgen.process.compare import compare
 from smidgen.process.data import load_data
+from smidgen.process.equivalence import equivalence
 from smidgen.process.finding import Finding
 from smidgen.process.recipe import load_recipe
 from smidgen.process.studies import STUDIES
 from smidgen.process.studies.little_data import few_run
+from smidgen.process.studies.parity import _answer
 from smidgen.process.study import study
 from smidgen.report.terminal import finding_lines
 from tests.process.tiny import save_recipe, save_rows
@@ -77,6 +79,8 @@ def test_every_study_answers_in_words_with_a_table_and_a_chart(studied: tuple[Pa
         assert finding.chart is not None
         assert f'id="{promise}"' in page
         assert json.loads((output / "study" / f"{promise}.json").read_text())["answer"] == finding.answer
+    shared = "have a text that study.tasks.third has as well"
+    assert all(any(shared in note for note in found[promise].notes) for promise in ("forgetting", "portability"))
     assert "http" not in page.split("<body>")[1].replace("http://www.w3.org/2000/svg", "")
 
 
@@ -97,6 +101,17 @@ def test_parity_pairs_the_seeds(studied: tuple[Path, dict[str, Finding]]) -> Non
     }
     assert row["difference"] == pytest.approx(np.mean(scores["lora"]) - np.mean(scores["full"]))
     assert row["scores"] == scores["lora"]
+
+
+def test_parity_asks_for_more_seeds_only_where_more_would_tell() -> None:
+    titles = {"near": "Near", "few": "Few"}
+    found = {
+        name: equivalence([value / 100 for value in own], 0.01, level=0.025)
+        for name, own in (("near", [-0.98, -0.85, -0.99, -0.9]), ("few", [-0.9, 0.9, 0.1, -0.2]))
+    }
+    words = _answer(titles, found, dict.fromkeys(found, "open"), "1 point", 4)
+    assert "Not shown either way with 4 seeds: Near and Few. If Few is as good, " in words
+    assert words.endswith("The difference is about as large as what counts, and not for lack of seeds: Near.")
 
 
 def test_cost_is_what_the_runs_took_beside_the_plan(studied: tuple[Path, dict[str, Finding]]) -> None:

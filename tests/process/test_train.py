@@ -65,7 +65,8 @@ def test_training_learns_and_leaves_its_results(recipe: Path, technique: str) ->
 
 def test_a_decoder_learns_its_answers(tmp_path: Path) -> None:
     path = save_recipe(tmp_path, RECIPE, decoder=True)
-    metrics = run(job(path, "training.epochs=6", "training.learning_rate=0.02"), quiet=True)
+    changes = "training.epochs=6", "training.learning_rate=0.02", "training.head_learning_rate=null"
+    metrics = run(job(path, *changes), quiet=True)
     assert metrics["curve"][-1]["validation_loss"] < 0.5 * metrics["curve"][0]["validation_loss"]
     assert metrics["test"]["exact_match"] > 0.5
     assert metrics["test"]["perplexity"] == pytest.approx(torch.tensor(metrics["test"]["loss"]).exp().item(), rel=1e-4)
@@ -150,6 +151,17 @@ def test_resuming_with_changed_rows_is_refused(recipe: Path, monkeypatch: pytest
     rows.write_text(rows.read_text().replace("day", "night"))
     with pytest.raises(UserError, match="The data have changed"):
         run(job(recipe), resume=True, quiet=True)
+
+
+def test_a_finished_run_of_other_rows_is_not_replaced(recipe: Path) -> None:
+    run(job(recipe), quiet=True)
+    before = (recipe.parent / "out" / "metrics.json").read_bytes()
+    run(job(recipe), quiet=True)  # of the same: made again
+    rows = recipe.parent / "rows.csv"
+    rows.write_text(rows.read_text().replace("day", "night"))
+    with pytest.raises(UserError, match="holds a finished run of other rows"):
+        run(job(recipe), quiet=True)
+    assert json.loads((recipe.parent / "out" / "metrics.json").read_bytes())["data"] == json.loads(before)["data"]
 
 
 def test_resuming_nothing_says_so(recipe: Path) -> None:

@@ -98,8 +98,7 @@ def identify(
     entries = None if ranks is None else technique_of(found, ranks, like=low_rank(loaded))
     if write is not None and entries is not None:
         own = {"technique": TechniqueSpec.parse(entries), "output": str(Path(loaded.output) / write.stem)}
-        chosen = loaded.model_copy(update=own)
-        write_text(write, chosen.written())
+        loaded.model_copy(update=own).save(write)
     if as_json:
         say_json({"layers": [dataclasses.asdict(layer) for layer in found], "ranks": ranks, "technique": entries})
         return
@@ -217,6 +216,8 @@ def evaluate(
     from smidgen.process.opening import reopen
     from smidgen.report.terminal import score_lines
 
+    if harness is None and (tasks is not None or limit is not None):
+        raise UserError("--tasks and --limit are for --harness, which names the harness's tasks.")
     if harness is not None:
         from smidgen.process.harness import harness_scores
         from smidgen.report.terminal import harness_table

@@ -14,7 +14,9 @@ MARGIN = 0.01
 Row = dict[str, Any]
 
 
-def advise(techniques: Sequence[Row], metric_name: str, baseline: str, *, test_rows: int) -> tuple[str | None, str]:
+def advise(
+    techniques: Sequence[Row], metric_name: str, baseline: str, *, test_rows: int, seeds: int
+) -> tuple[str | None, str]:
     """Choose a technique and say why.
 
     The choice is the best on the validation rows that is no full fine-tuning and, where full fine-tuning was measured,
@@ -26,22 +28,25 @@ def advise(techniques: Sequence[Row], metric_name: str, baseline: str, *, test_r
         metric_name: what `score` measures.
         baseline: the name of full fine-tuning.
         test_rows: how many rows the scores are of.
+        seeds: of how many runs each score is the mean.
 
     Returns:
         The recommended technique's name, or None, and the advice in sentences.
     """
-    chosen, advice = _chosen(techniques, metric_name, baseline)
+    chosen, advice = _chosen(techniques, metric_name, baseline, "test rows" if seeds == 1 else "test rows and seeds")
     compared = any(row["status"] == "done" and row["name"] != baseline for row in techniques)
     if compared and metric_name == "accuracy" and 1 / test_rows > MARGIN:
         advice += (
             f" One answer counts for {100 / test_rows:.1f} points: {test_rows} test rows are too few to see a "
             f"difference of {100 * MARGIN:g}."
         )
+    if chosen is not None and seeds == 1:
+        advice += " This is one seed: how another would come out is not in the intervals."
     failed = [row["title"] for row in techniques if row["status"] == "failed"]
     return chosen, advice + (f" Not compared, since it failed: {', '.join(failed)}." if failed else "")
 
 
-def _chosen(techniques: Sequence[Row], metric_name: str, baseline: str) -> tuple[str | None, str]:
+def _chosen(techniques: Sequence[Row], metric_name: str, baseline: str, judges: str) -> tuple[str | None, str]:
     metric = metric_named(metric_name)
     done = [row for row in techniques if row["status"] == "done"]
     full = next((row for row in done if row["name"] == baseline), None)
@@ -52,11 +57,13 @@ def _chosen(techniques: Sequence[Row], metric_name: str, baseline: str) -> tuple
         return None, "No technique but full fine-tuning was measured." if full else "No technique was measured."
     best = others[0]
     if full is None:
-        return best["name"], (
+        advice = (
             f"{best['title']} is the best on the validation rows: {_scored(best, metric)} on the test rows, training "
-            f"{numbers.percent(best['share'])} of the parameters. Add full to the compared techniques to see what full "
-            "fine-tuning would give."
+            f"{numbers.percent(best['share'])} of the parameters."
         )
+        if not any(row["name"] == baseline for row in techniques):  # nor has it failed, nor is it still to come
+            advice += " Add full to the compared techniques to see what full fine-tuning would give."
+        return best["name"], advice
     within = [row for row in others if metric.is_as_good(row["validation"], full["validation"], MARGIN)]
     if not within:
         return None, (
@@ -68,7 +75,7 @@ def _chosen(techniques: Sequence[Row], metric_name: str, baseline: str) -> tuple
     chosen = within[0]
     advice = (
         f"Use {chosen['title']}, the best on the validation rows: {_scored(chosen, metric)} on the test rows, "
-        f"{_against(chosen, metric)}. It trains {_cost(chosen)}."
+        f"{_against(chosen, metric, judges)}. It trains {_cost(chosen)}."
     )
     smallest = min(within, key=lambda row: row["disk_bytes"])
     if smallest["disk_bytes"] < chosen["disk_bytes"] / 2:
@@ -87,17 +94,16 @@ def _scored(row: Row, metric: Metric) -> str:
     return f"{metric.word} {metric.score(row['score'])}{metric.unit}"
 
 
-def _against(row: Row, metric: Metric) -> str:
-    """The difference to full fine-tuning, and whether the test rows can tell the two apart."""
+def _against(row: Row, metric: Metric, judges: str) -> str:
+    """The difference to full fine-tuning, and whether what it is judged by can tell the two apart."""
     low, high = row["difference_low"], row["difference_high"]
     words = metric.difference(row["difference"]).lstrip(f"+{MINUS}")
     side = "above" if row["difference"] > 0 else "below"
     said = "the same as full fine-tuning" if float(words) == 0 else f"{words} {side} full fine-tuning"
     if low is None or high is None:
         return said
-    apart = low > 0 or high < 0
-    told = "the test rows tell the two apart" if apart else "the test rows cannot tell the two apart"
-    return f"{said} (95 % interval {metric.difference_interval(low, high)}: {told})"
+    can = "" if low > 0 or high < 0 else "cannot "
+    return f"{said} (95 % interval {metric.difference_interval(low, high)}: the {judges} {can}tell the two apart)"
 
 
 def _cost(row: Row) -> str:

@@ -22,6 +22,7 @@ from smidgen.process.data import load_data
 from smidgen.process.finding import Chart, Finding, Line, Point
 from smidgen.process.late_scores import scores_on
 from smidgen.process.recipe import Recipe
+from smidgen.process.run_recipe import refuse_own
 from smidgen.process.runs import POLL_SECONDS, check_can_begin, steps_of
 from smidgen.process.search import FACTOR, RUNGS, WIDTH, Search, alive
 from smidgen.process.technique import TechniqueSpec
@@ -33,6 +34,9 @@ from smidgen.report.numbers import metric_named
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+
+CHOSEN = "chosen.yaml"
+"""The recipe of what was chosen, in the output folder."""
 
 STATES = {"complete": "came to the end", "pruned": "others were better", "fail": "failed", "running": "at work"}
 
@@ -90,6 +94,7 @@ def choose(recipe: Recipe, *, command: str, at_once: int = 1, tell: Tell = lambd
         Interrupted: Ctrl-C; what is finished is kept.
     """
     check_can_begin(recipe)
+    refuse_own(Path(recipe.output) / CHOSEN)
     data = load_data(recipe.data, recipe.task)
     if recipe.choose.trials < len(recipe.compare):
         raise UserError(
@@ -145,7 +150,7 @@ def _end(search: Search) -> Choice:
     )
     output = Path(recipe.output)
     chosen = {"technique": TechniqueSpec.parse(entry), "output": str(output / "chosen")}
-    recipe.model_copy(update=chosen).save(output / "chosen.yaml")
+    recipe.model_copy(update=chosen).save(output / CHOSEN)
     about = {**finding.about(recipe, search.trainer.command, choice.failures), "choice": dataclasses.asdict(choice)}
     found = _finding(choice, trials, recipe.metric)
     finding.write(found, about, output / "choose.json")

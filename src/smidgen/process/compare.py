@@ -26,7 +26,7 @@ from smidgen.process.opening import attach_technique
 from smidgen.process.recipe import Recipe
 from smidgen.process.runs import Metrics, Run, check_can_begin, check_nothing_is_lost, execute, validation_score
 from smidgen.process.sources import FILES
-from smidgen.process.statistics import difference, interval, per_row
+from smidgen.process.statistics import beyond_chance, difference, interval, per_row
 from smidgen.process.strict_yaml import parse
 from smidgen.process.technique import TechniqueSpec
 from smidgen.report.page import write_page
@@ -281,11 +281,16 @@ def _relate(comparison: Comparison, measured: Mapping[str, list[Metrics]]) -> No
         for row in comparison["techniques"]:
             if row["status"] == "done" and row is not full and row["difference"] is None:  # not yet
                 ours, theirs = ([run["test"] for run in measured[name]] for name in (row["name"], baseline))
-                low, high = difference(per_row(ours), per_row(theirs))
+                low, high = (
+                    beyond_chance(ours, theirs, comparison["metric"])
+                    if len(ours) > 1
+                    else difference(per_row(ours), per_row(theirs))
+                )
                 row.update(difference=row["score"] - full["score"], difference_low=low, difference_high=high)
     full_twice = {slug for slug, metrics in measured.items() if metrics[0]["technique"] == BASELINE} - {baseline}
     choices = [row for row in comparison["techniques"] if row["name"] not in full_twice]
-    name, advice = advise(choices, comparison["metric"], baseline, test_rows=comparison["data"]["test"])
+    seeds = max((len(metrics) for metrics in measured.values()), default=1)
+    name, advice = advise(choices, comparison["metric"], baseline, test_rows=comparison["data"]["test"], seeds=seeds)
     comparison.update(recommended=name, advice=advice)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from smidgen import files
 from smidgen.errors import UserError
 from smidgen.process.recipe import METRICS, load_recipe
-from smidgen.process.statistics import difference, per_row
+from smidgen.process.statistics import difference, mcnemar, per_row
 from smidgen.report.numbers import metric_named
 
 
@@ -30,7 +30,7 @@ class Contrast:
         only_first: rows that the first alone has right; None where rows are not right or wrong.
         only_second: likewise.
         p: the chance of so uneven a split of those rows, or a more uneven one, between runs that are as good: McNemar's
-            exact test.
+            exact test. Where it is 0.05 or more, the interval has 0 in it.
     """
 
     metric: str
@@ -86,7 +86,9 @@ def _tested(folder: Path) -> dict[str, Any]:
     if not (folder / "metrics.json").is_file() or not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder} is not the output folder of a finished `smidgen train`.")
     metrics: dict[str, Any] = files.read_json(folder / "metrics.json")
-    if metrics.get("test") is None:
+    if "test" not in metrics:
+        raise UserError(f"{folder} is not a run of `smidgen train`, and has no test split.")
+    if metrics["test"] is None:
         raise UserError(f"{folder} was not scored on the test split (score_test: false), so that there is nothing yet.")
     return metrics
 
@@ -94,9 +96,6 @@ def _tested(folder: Path) -> dict[str, Any]:
 def _split(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[int | None, int | None, float | None]:
     if "predictions" not in ours["test"]:
         return None, None, None
-    from scipy.stats import binomtest
-
     right = [np.equal(run["test"]["predictions"], run["test"]["targets"]) for run in (ours, theirs)]
     first, second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-    p = float(binomtest(first, first + second).pvalue) if first + second else 1.0
-    return first, second, p
+    return first, second, mcnemar(first, second)

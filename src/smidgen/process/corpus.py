@@ -77,6 +77,15 @@ def text_files(sources: Sequence[str]) -> list[Path]:
     return list(found)
 
 
+def sampled_text(sources: Sequence[str]) -> str:
+    """A hash of a corpus's files, which need not be read in whole.
+
+    Raises:
+        UserError: a source names no file.
+    """
+    return files.sampled(text_files(sources))
+
+
 def pages(paths: Sequence[Path]) -> Iterator[Page]:
     """The text of all files, page by page.
 

@@ -246,7 +246,6 @@ def shared_texts(texts: Sequence[str], others: Sequence[str], source: str, other
 
 def _make_splits(splits: dict[str, list[Row]], config: DataConfig, task: Task) -> list[str]:
     """Moves training rows into the splits that are not there, and says so."""
-    stratify = task == "classification"
     whole = len(splits["train"])
     shares = {"test": config.test_share, "validation": config.validation_share}
     wanted = [split for split in shares if split not in splits]
@@ -256,11 +255,12 @@ def _make_splits(splits: dict[str, list[Row]], config: DataConfig, task: Task) -
         free = _apart(train, given, by_group=config.group is not None)
         share = min(1.0, shares[split] * whole / max(1, len(free)))  # of the rows that are left
         texts = [train[row].text for row in free]
-        labels = [_stratum(train[row]) if stratify else "" for row in free]
+        labels = [_strata(train[row], task) for row in free]
         groups = [train[row].group for row in free] if config.group else None
         chosen = {free[row] for row in set_aside(texts, labels, share, seed=config.seed, groups_of=groups)}
         if not chosen:
-            each = (" of different groups" if config.group else "") + (" for any label" if stratify else "")
+            each = " of different groups" if config.group else ""
+            each += " for any label" if task != "generation" else ""
             raise UserError(
                 f"data.train has {whole} rows, and not two different texts{each} to set a {split} split aside from. "
                 f"Add rows, or give a file as data.{split}."
@@ -285,8 +285,11 @@ def _apart(train: Sequence[Row], given: Sequence[Row], *, by_group: bool) -> lis
     return sorted(row for own in tied.values() if max(own) < len(train) for row in own)
 
 
-def _stratum(row: Row) -> str:
-    return row.target if isinstance(row.target, str) else ""
+def _strata(row: Row, task: Task) -> tuple[str, ...]:
+    """What a split takes its share of, and of what it leaves a text: a class; all rows, whatever spans they have."""
+    if task == "classification":
+        return _labels_in(row)
+    return ("", *_labels_in(row)) if task == "token-classification" else ("",)
 
 
 def _draw(splits: dict[str, list[Row]], config: DataConfig, task: Task) -> list[str]:

@@ -63,6 +63,12 @@ RANK = 8
 """In the mean, where a budget does not say how many numbers may be trained."""
 
 
+def check_gradients(recipe: Recipe) -> None:
+    """Raise a UserError if the frozen weights will take no gradient."""
+    if recipe.training.precision == "int8":
+        raise UserError("training.precision=int8 leaves weights without a gradient to look at. Use fp32 or bf16.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Sensitivity:
     """What a linear layer has to gain.
@@ -100,6 +106,7 @@ def identify(recipe: Recipe, *, run: Path | None = None) -> list[Sensitivity]:
         UserError: as `prepare`, or a layer's weight takes no gradient.
     """
     check_begins_anew(recipe)
+    check_gradients(recipe)
     alone = TechniqueSpec.parse("full" if recipe.task == "generation" else "head")
     job = prepare(recipe.model_copy(update={"technique": alone})) if run is None else reopen(run)
     training = recipe.training

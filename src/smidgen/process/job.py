@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from smidgen.adapter import Adapter
 from smidgen.errors import UserError
 from smidgen.process import predict as prediction
+from smidgen.process.corpus import sampled_text
 from smidgen.process.data import Example, TaskData, load_data, read_examples, shared_texts
 from smidgen.process.encoding import Encoded, encode, pad_id
 from smidgen.process.evaluate import evaluate, generate, longest_answer
@@ -58,6 +59,12 @@ class Job:
     def data(self) -> TaskData:
         """The rows of all splits."""
         return load_data(self.recipe.data, self.recipe.task)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all rows and texts that decide about a run as it goes on."""
+        probe = self.recipe.probe
+        return self.data.fingerprint() + ("" if probe is None else f" {sampled_text(probe.text)}")
 
     @functools.cached_property
     def _encoded(self) -> dict[str, tuple[list[Encoded], int]]:

@@ -22,7 +22,7 @@ from smidgen.layers import is_sharded
 from smidgen.merging import check_mergeable
 from smidgen.process import checkpoint
 from smidgen.process.blocks import VALIDATION, Blocks, Causal, CorpusRows, Masked
-from smidgen.process.corpus import Streams, open_streams, text_files, write_streams
+from smidgen.process.corpus import Streams, open_streams, sampled_text, text_files, write_streams
 from smidgen.process.encoding import Encoded, pad_id
 from smidgen.process.evaluate import evaluate
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
@@ -34,7 +34,7 @@ from smidgen.process.optimizer import Rates, rates_of
 from smidgen.process.parallel import in_main, this_process, whole
 from smidgen.process.pretrain_recipe import NewModel, PretrainRecipe
 from smidgen.process.progress import Progress
-from smidgen.process.run import begin, check_start
+from smidgen.process.run import begin, check_rows, check_start
 from smidgen.process.scores import Scores, perplexity
 from smidgen.process.train import train
 from smidgen.process.vocabulary import Objective
@@ -215,6 +215,7 @@ def run(job: Pretraining, *, resume: bool = False, quiet: bool = False) -> dict[
     """
     recipe, folder, is_main = job.recipe, Path(job.recipe.output), this_process().is_main_process
     stopped = folder / "checkpoint"
+    check_rows(folder, job.streams.fingerprint, resume=resume)
     resume = begin(recipe, resume=resume)
     with told_when_it_runs_out():
         before = job.score()
@@ -253,6 +254,7 @@ def _metrics(job: Pretraining, progress: Progress, before: Scores, peak: int) ->
     return {
         "recipe": job.recipe.fingerprint(),
         "data": job.streams.fingerprint,
+        "text": sampled_text(job.recipe.corpus.sources),
         "objective": job.objective,
         "before": _summary(before["loss"]),
         "after": _summary(kept["validation_loss"]),

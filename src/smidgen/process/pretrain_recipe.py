@@ -97,6 +97,11 @@ class CorpusConfig(Section):
     masked: Annotated[StrictFloat, Field(gt=0, lt=1)] = 0.15
     whole_words: StrictBool = True
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All of it."""
+        return (*self.train, *(self.validation or ()))
+
 
 class PretrainingConfig(TrainingConfig):
     """As for any training, and how often the model is scored.

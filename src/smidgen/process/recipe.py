@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, StrictBool, StrictFloat, model_validator
 
 from smidgen import manifest
+from smidgen.process.corpus import sampled_text
 from smidgen.process.fields import (
     Budget,
     Bytes,
@@ -309,6 +310,8 @@ class Recipe(RunRecipe):
         fields = super()._decisive()
         if start is not None and (start / manifest.FILE).is_file():  # the path says nothing about what is there
             fields["start"] = manifest.hash_of(start)
+        if self.probe is not None:
+            fields["probe"]["sampled"] = sampled_text(self.probe.text)
         return fields
 
 

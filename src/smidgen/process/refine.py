@@ -19,11 +19,12 @@ import numpy as np
 from smidgen.errors import UserError
 from smidgen.process import finding
 from smidgen.process.finding import Chart, Finding, Line, Point
-from smidgen.process.identification import Ranks, Sensitivity, identify, places_of, technique_of
+from smidgen.process.identification import Ranks, Sensitivity, check_gradients, identify, places_of, technique_of
 from smidgen.process.late_scores import scores_on
 from smidgen.process.only_one import only_one
 from smidgen.process.opening import prepare
 from smidgen.process.recipe import Recipe
+from smidgen.process.run_recipe import refuse_own
 from smidgen.process.runs import Run, check_can_begin
 from smidgen.process.statistics import beyond_chance
 from smidgen.process.studies.checks import several_seeds
@@ -32,6 +33,9 @@ from smidgen.process.trainer import Tell, Trainer
 from smidgen.process.words import counted
 from smidgen.report.findings import write_findings
 from smidgen.report.numbers import count, metric_named
+
+REFINED = "refined.yaml"
+"""The recipe of what was kept, in the output folder."""
 
 PART = 1 / 3
 """How many of the layers a change takes or gives."""
@@ -81,14 +85,16 @@ def refine(
     check_can_begin(recipe)
     several_seeds(recipe)
     check_refinable(recipe.technique)
+    check_gradients(recipe)
     output = Path(recipe.output)
+    refuse_own(output / REFINED)
     with only_one(output):
         start = _start(recipe)
         trainer = Trainer(recipe, command=command, at_once=at_once, tell=tell)
         history = _rounds(recipe, start, trainer)
         last = [entry for entry in history if entry.kept][-1]
         spec = TechniqueSpec.parse(last.entry)
-        recipe.model_copy(update={"technique": spec, "output": str(output / "refined")}).save(output / "refined.yaml")
+        recipe.model_copy(update={"technique": spec, "output": str(output / "refined")}).save(output / REFINED)
         tests = {name: _tested(recipe, entry) for name, entry in (("before", history[0]), ("after", last))}
         found = _finding(recipe, history, tests)
         about = {**finding.about(recipe, command, trainer.failures), "tests": tests}

@@ -60,6 +60,7 @@ def _run(job: Job, *, resume: bool, quiet: bool) -> dict[str, Any]:
     folder, is_main = Path(job.recipe.output), this_process().is_main_process
     stopped = folder / "checkpoint"
     check_start(job.recipe, resume=resume)
+    check_rows(folder, job.data.fingerprint(), resume=resume)
     resume = begin(job.recipe, resume=resume)
     with told_when_it_runs_out():
         progress = train(
@@ -70,7 +71,7 @@ def _run(job: Job, *, resume: bool, quiet: bool) -> dict[str, Any]:
             recipe=job.recipe,
             rates=job.rates,
             pad_id=pad_id(job.tokenizer),
-            fingerprint=job.data.fingerprint(),
+            fingerprint=job.fingerprint,
             frozen=job.frozen,
             probe=job.probe,
             resume=resume,
@@ -129,6 +130,16 @@ def check_start(recipe: RunRecipe, *, resume: bool) -> None:
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"output={recipe.output!r} cannot be written: {existing} is no folder that takes files.")
+
+
+def check_rows(folder: Path, data: str, *, resume: bool) -> None:
+    """Raise a UserError if a folder holds a finished run of other rows than those of this fingerprint."""
+    finished = folder / "metrics.json"
+    if not resume and finished.is_file() and files.read_json(finished).get("data") != data:
+        raise UserError(
+            f"{folder} holds a finished run of other rows: the data have changed since. Add --set output=runs/NAME to "
+            "keep it, or remove it."
+        )
 
 
 def _changes(recipe: RunRecipe, path: Path) -> list[str]:

@@ -23,7 +23,7 @@ from pydantic import (
 
 from smidgen import __version__
 from smidgen.errors import UserError
-from smidgen.files import sampled, write_text
+from smidgen.files import inside, sampled, write_text
 from smidgen.process.fields import Count, Positive, Seed, recipe_folder
 from smidgen.process.overrides import override
 from smidgen.process.problems import explain, refuse, shown
@@ -179,7 +179,7 @@ class RunRecipe(Section):
         fields = self.model_dump(mode="json", exclude={*NOT_IN_RESULT, "technique"})
         fields["training"] = {k: v for k, v in fields["training"].items() if k not in NOT_IN_TRAINING_RESULT}
         if isinstance(fields["model"], str) and Path(fields["model"]).is_dir():
-            fields["weights"] = sampled(Path(fields["model"]))
+            fields["weights"] = sampled(inside(Path(fields["model"])))
         return fields | {"technique": self.technique.resolved(), "smidgen": __version__}
 
 
@@ -187,8 +187,8 @@ def refuse_own(path: Path) -> None:
     """Raise a UserError if a user's own recipe is where a run's is to be written."""
     if path.exists() and not _read(path).startswith(MARK):
         raise UserError(
-            f"output={str(path.parent)!r} holds a {path.name} of your own, which the run's would replace. "
-            "Give another output."
+            f"output={str(path.parent)!r} holds a {path.name} of your own, which would be replaced. Give another "
+            "output."
         )
 
 

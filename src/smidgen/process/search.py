@@ -105,7 +105,7 @@ class Search:
             self._begin()
 
     def _begin(self) -> None:
-        """Note what is searched for, and line up the defaults."""
+        """Note what is searched for, and line up the defaults; or again what failed before this start."""
         known = {"recipe": self._fingerprint(), "data": self.data.fingerprint()}
         if not self.study.user_attrs:
             for name, value in known.items():
@@ -117,6 +117,9 @@ class Search:
                 f"{self.folder} holds a search of another recipe, of other rows, or with another choose.trained or "
                 "choose.memory. Remove it, or give another output."
             )
+        for trial in self.trials():
+            if "error" in trial.user_attrs:  # of which the cause may be gone, as it may for the runs of a comparison
+                self._again(trial)
 
     def _fingerprint(self) -> str:
         """Of everything that changes a trial's result, or what may be tried."""
@@ -180,9 +183,13 @@ class Search:
             for trial in self.study.get_trials(deepcopy=False, states=[states.RUNNING]):
                 if self._is_left(trial):
                     self.study.tell(trial.number, state=states.FAIL)
-                    again = {"again": trial.number, "folder": trial.user_attrs.get("folder", trial.number)}
-                    self.study.enqueue_trial(trial.params, user_attrs=again)
+                    self._again(trial)
             return [self._ask() for _ in range(self._width())]
+
+    def _again(self, trial: optuna.trial.FrozenTrial) -> None:
+        """Line up a trial that has ended without a score, to be taken up where it was."""
+        again = {"again": trial.number, "folder": trial.user_attrs.get("folder", trial.number)}
+        self.study.enqueue_trial(trial.params, user_attrs=again)
 
     def _width(self) -> int:
         import optuna

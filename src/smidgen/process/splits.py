@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 def normalize(text: str) -> str:
@@ -14,17 +14,23 @@ def normalize(text: str) -> str:
 
 
 def set_aside(
-    texts: Sequence[str], labels: Sequence[str], share: float, *, seed: int, groups_of: Sequence[str] | None = None
+    texts: Sequence[str],
+    labels: Sequence[Collection[str]],
+    share: float,
+    *,
+    seed: int,
+    groups_of: Sequence[str] | None = None,
 ) -> list[int]:
     """Chooses rows for another split.
 
     Rows of the same text (see `normalize`) stay together, and so do rows of the same group. Each label gives its share,
     to within a row or what stays together, but never its last text, so that training still sees every label; a label
-    with a single text gives none. Hashes of the seed and the texts decide, so the order of the rows does not matter.
+    with a single text gives none. A row with several labels counts for the share of its first one, and takes the last
+    text of none. Hashes of the seed and the texts decide, so the order of the rows does not matter.
 
     Args:
         texts: one for each row.
-        labels: one for each row; all the same where there are none.
+        labels: of each row, one at least; "" where there is none.
         share: of the rows whose labels have more than one text; at least one row is chosen if there are such.
         seed: of the hashes.
         groups_of: one for each row, such as a conversation or a person; None: there are none.
@@ -33,7 +39,7 @@ def set_aside(
         The indices of the chosen rows, ascending; empty if each label has a single text.
     """
     groups = together(texts, groups_of)
-    held = {text: {labels[row] for row in rows} for text, rows in groups.items()}
+    held = {text: {label for row in rows for label in labels[row]} for text, rows in groups.items()}
     left = Counter(label for group in held.values() for label in group)
     candidates = sorted(
         (text for text in groups if all(left[label] > 1 for label in held[text])),

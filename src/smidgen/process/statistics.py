@@ -64,6 +64,9 @@ def interval(scores: Ratios, *, seed: int = 0) -> tuple[float, float]:
 def difference(ours: Ratios, theirs: Ratios, *, seed: int = 0, level: float = LEVEL) -> tuple[float, float]:
     """The interval of our mean score less theirs, both drawn on the same rows and the same seeds.
 
+    With one seed, and rows that are right or wrong, it has 0 in it wherever McNemar's exact test sees no difference at
+    that level: where few rows differ, the bootstrap takes them for all that there could be.
+
     Args:
         ours: of each seed and row.
         theirs: of the same.
@@ -77,7 +80,25 @@ def difference(ours: Ratios, theirs: Ratios, *, seed: int = 0, level: float = LE
         raise ValueError(
             f"The scores are {ours.parts.shape} and {theirs.parts.shape}: paired scores need the same seeds and rows."
         )
-    return _ends(_means(ours, seed) - _means(theirs, seed), level)
+    low, high = _ends(_means(ours, seed) - _means(theirs, seed), level)
+    if len(ours.parts) == 1 and _are_hits(ours) and _are_hits(theirs):
+        ahead = ours.parts - theirs.parts
+        if mcnemar(int((ahead > 0).sum()), int((ahead < 0).sum())) >= 1 - level:
+            return min(low, 0.0), max(high, 0.0)
+    return low, high
+
+
+def mcnemar(only_ours: int, only_theirs: int) -> float:
+    """The chance of so uneven a split of the rows that one alone has right, or a more uneven one, between equals.
+
+    Args:
+        only_ours: rows that we alone have right.
+        only_theirs: rows that they alone have right.
+    """
+    from scipy.stats import binomtest
+
+    both = only_ours + only_theirs
+    return float(binomtest(only_ours, both).pvalue) if both else 1.0
 
 
 def beyond_chance(
@@ -86,7 +107,8 @@ def beyond_chance(
     """The interval of our mean score less theirs that covers both the rows and the runs.
 
     It is the larger of two on each side: the paired bootstrap over rows and runs, which takes a few runs for all that
-    there could be, and Student's t over the runs' differences, which knows nothing of other rows.
+    there could be, and Student's t over the runs' differences, which knows nothing of other rows. Equal differences of
+    a few runs are no certainty: no deviation of a share below that of one row is believed.
 
     Args:
         ours: of each run, the scores that `evaluate` gives.
@@ -101,11 +123,19 @@ def beyond_chance(
 
     if len(ours) < 2:
         return -np.inf, np.inf
-    low, high = difference(per_row(ours), per_row(theirs), level=level)
+    rows = per_row(ours), per_row(theirs)
+    low, high = difference(*rows, level=level)
+    least = 0.0 if "row_losses" in ours[0] else 1 / rows[0].parts.shape[1]
     differences = np.subtract([run[metric] for run in ours], [run[metric] for run in theirs])
-    half = float(t.ppf((1 + level) / 2, len(ours) - 1)) * float(np.std(differences, ddof=1)) / math.sqrt(len(ours))
+    deviation = max(least, float(np.std(differences, ddof=1)))
+    half = float(t.ppf((1 + level) / 2, len(ours) - 1)) * deviation / math.sqrt(len(ours))
     mean = float(np.mean(differences))
     return min(low, mean - half), max(high, mean + half)
+
+
+def _are_hits(scores: Ratios) -> bool:
+    """Whether each row is right or wrong."""
+    return bool(np.isin(scores.parts, (0, 1)).all() and (scores.wholes == 1).all())
 
 
 def _means(scores: Ratios, seed: int) -> Scores:

@@ -13,15 +13,24 @@ from typing import Any
 from smidgen import files
 from smidgen.errors import UserError
 from smidgen.process import checkpoint, finding
+from smidgen.process.corpus import sampled_text
 from smidgen.process.data import load_data
 from smidgen.process.finding import Chart, Finding, Line, Point
-from smidgen.process.identification import Ranks, Sensitivity, allotted, identify, low_rank, technique_of
+from smidgen.process.identification import (
+    Ranks,
+    Sensitivity,
+    allotted,
+    check_gradients,
+    identify,
+    low_rank,
+    technique_of,
+)
 from smidgen.process.inspection import inspect_data
 from smidgen.process.opening import prepare
 from smidgen.process.pretrain import pretrain
+from smidgen.process.pretrain_recipe import PretrainRecipe
 from smidgen.process.recipe import Recipe, load_recipe
 from smidgen.process.refine import check_refinable, refine
-from smidgen.process.run_recipe import RunRecipe
 from smidgen.process.runs import check_can_begin
 from smidgen.process.saved_splits import are_of, save_splits
 from smidgen.process.studies.checks import several_seeds
@@ -85,6 +94,7 @@ def _check(recipe: Recipe) -> None:
     """Raise a UserError for what would stop a later step."""
     check_can_begin(recipe)
     several_seeds(recipe)
+    check_gradients(recipe)
     if recipe.identify.budget is None:
         check_refinable(recipe.technique)
     output = Path(recipe.output)
@@ -123,12 +133,13 @@ def _pretrain(recipe: Recipe) -> Finding:
     )
 
 
-def _finished(own: RunRecipe, folder: Path) -> dict[str, Any] | None:
-    """What a pre-training measured, if it was this one and its model is there."""
+def _finished(own: PretrainRecipe, folder: Path) -> dict[str, Any] | None:
+    """What a pre-training measured, if it was this one, of the text as it is, and its model is there."""
     if not (folder / "metrics.json").is_file() or not (folder / "model").is_dir():
         return None
     metrics: dict[str, Any] = files.read_json(folder / "metrics.json")
-    return metrics if metrics.get("recipe") == own.fingerprint() else None
+    is_same = metrics.get("recipe") == own.fingerprint() and metrics.get("text") == sampled_text(own.corpus.sources)
+    return metrics if is_same else None
 
 
 def _with_splits(recipe: Recipe) -> Recipe:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from smidgen.errors import UserError
 from smidgen.process.compare import BASELINE
-from smidgen.process.data import load_data
+from smidgen.process.data import TaskData, load_data, shared_texts
 from smidgen.process.recipe import Recipe
+from smidgen.process.splits import normalize
 
 
 def needs_full(recipe: Recipe) -> str:
@@ -23,13 +24,25 @@ def needs_full(recipe: Recipe) -> str:
     return found
 
 
-def check_tasks(recipe: Recipe) -> None:
-    """Raise a UserError that names the task of `study.tasks` whose data cannot be read."""
-    for name, data in recipe.study.tasks.items():
+def check_tasks(recipe: Recipe, data: TaskData) -> tuple[str, ...]:
+    """Notes on texts of the test split that another task of `study.tasks` trains on.
+
+    Args:
+        recipe: names the tasks.
+        data: of its own task.
+
+    Raises:
+        UserError: names the task whose data cannot be read.
+    """
+    notes: list[str] = []
+    for name, config in recipe.study.tasks.items():
         try:
-            load_data(data, recipe.task)
+            other = load_data(config, recipe.task)
         except UserError as error:
             raise UserError(f"study.tasks.{name}: {error}") from error
+        tested, trained = ([normalize(row.text) for row in rows] for rows in (data.test, other.train))
+        notes += shared_texts(tested, trained, "data.test", f"study.tasks.{name}")
+    return tuple(notes)
 
 
 def several_seeds(recipe: Recipe) -> None:

@@ -151,6 +151,8 @@ def _between(values: Sequence[float], written: Callable[[float], str]) -> str:
 
 
 def _answer(rows: Sequence[dict[str, Any]], base: dict[str, Any] | None, titles: dict[str, str]) -> str:
+    if not rows:
+        return "No technique ran to its end."
     others = [row for row in rows if row is not base]
     sentences = []
     if base is not None and others:

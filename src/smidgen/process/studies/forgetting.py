@@ -54,8 +54,7 @@ def study_forgetting(recipe: Recipe, data: TaskData, trainer: Trainer) -> Findin
             "study.tasks is empty: name the data of other tasks that are learned after this one, such as "
             "{topics: {train: topics.csv}}."
         )
-    check_tasks(recipe)
-    return _of_tasks(recipe, trainer)
+    return _of_tasks(recipe, trainer, check_tasks(recipe, data))
 
 
 def _of_text(recipe: Recipe, trainer: Trainer) -> Finding:
@@ -124,7 +123,7 @@ def _change(rises: Sequence[float]) -> Point:
     return Point(0, float(np.mean(changes)), min(changes), max(changes))
 
 
-def _of_tasks(recipe: Recipe, trainer: Trainer) -> Finding:
+def _of_tasks(recipe: Recipe, trainer: Trainer, notes: tuple[str, ...]) -> Finding:
     """One adapter learns the recipe's task and then the others, each with a head of its own."""
     names = [FIRST, *recipe.study.tasks]
     sequences: dict[str, list[list[Run]]] = {}
@@ -183,6 +182,7 @@ def _of_tasks(recipe: Recipe, trainer: Trainer) -> Finding:
             "own; then every earlier task is scored again with its head. Forgotten is the mean over the earlier tasks. "
             "With one adapter a task nothing can be forgotten as long as the base model is as it was, which is "
             "compared bit by bit with the last adapter disabled.",
+            *notes,
         ),
         rows=rows,
     )

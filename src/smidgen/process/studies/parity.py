@@ -130,11 +130,16 @@ def _answer(
     if "worse" in told:
         sentences.append(f"Worse by more than {within}: {told['worse']}.")
     if "open" in told:
-        needed = listed([str(found[name].seeds_needed) for name in groups["open"]])
-        sentences.append(
-            f"Not shown either way with {seeds} seeds: {told['open']}. If they are as good, {needed} seeds have a "
-            "chance of 80 % to show it."
-        )
+        sentences.append(f"Not shown either way with {seeds} seeds: {told['open']}.")
+        few = [name for name in groups["open"] if found[name].seeds_needed > seeds]
+        if few:
+            which = "they are" if len(few) > 1 else f"{titles[few[0]]} is"
+            needed = listed([str(found[name].seeds_needed) for name in few])
+            sentences.append(f"If {which} as good, {needed} seeds have a chance of 80 % to show it.")
+        if near := [titles[name] for name in groups["open"] if name not in few]:
+            sentences.append(
+                f"The difference is about as large as what counts, and not for lack of seeds: {listed(near)}."
+            )
     return " ".join(sentences)
 
 

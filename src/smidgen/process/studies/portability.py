@@ -73,7 +73,7 @@ def study_portability(recipe: Recipe, data: TaskData, trainer: Trainer) -> Findi
             "study.tasks is empty: name the data of other tasks, whose adapters this one may start from, such as "
             "{topics: {train: topics.csv}}."
         )
-    check_tasks(recipe)
+    notes = check_tasks(recipe, data)
     sizes = (*few_sizes(recipe, data), len(data.train))
     sources = {(spec.slug, name): _source(recipe, spec, name) for spec in recipe.compare for name in tasks}
     ended = dict(zip(sources, trainer.train(list(sources.values())), strict=True))
@@ -89,7 +89,7 @@ def study_portability(recipe: Recipe, data: TaskData, trainer: Trainer) -> Findi
         for size in sizes:
             if f"{arm} {size}" in measured:
                 curves.setdefault(arm, {})[size] = measured[f"{arm} {size}"]
-    return _finding(recipe, curves, sizes, arms)
+    return _finding(recipe, curves, sizes, arms, notes)
 
 
 def _source(recipe: Recipe, spec: TechniqueSpec, name: str) -> Run:
@@ -188,7 +188,13 @@ def _hashes(sources: Sequence[Path]) -> list[str]:
     return [manifest.hash_of(source / "adapter") for source in sources]
 
 
-def _finding(recipe: Recipe, curves: Mapping[str, Curve], sizes: Sequence[int], arms: Mapping[str, Arm]) -> Finding:
+def _finding(
+    recipe: Recipe,
+    curves: Mapping[str, Curve],
+    sizes: Sequence[int],
+    arms: Mapping[str, Arm],
+    notes: tuple[str, ...],
+) -> Finding:
     metric = metric_named(recipe.metric)
     return Finding(
         title="Does it carry over to another task?",
@@ -207,6 +213,7 @@ def _finding(recipe: Recipe, curves: Mapping[str, Curve], sizes: Sequence[int], 
             f"{recipe.study.draws} draws of each number of rows; behind ± the standard deviation. What starts from "
             "another task keeps that task's adapter and goes on training it under a new head; a head alone is trained "
             f"on the model with the adapter merged into it. {JUDGED}",
+            *notes,
         ),
         rows=rows_of(curves, recipe.metric),
     )
