@@ -18,16 +18,21 @@ from torch import nn
 
 import smidgen
 from smidgen import (
+    OFT,
+    AdaLoRA,
     Adapter,
     BitFit,
+    Compacter,
     HeadOnly,
     Houlsby,
     Invertible,
     LoRA,
+    Method,
     NormTuning,
     Parallel,
     Pfeiffer,
     PrefixTuning,
+    Progressive,
     PromptTuning,
     attach,
     load,
@@ -112,6 +117,34 @@ def test_an_invertible_adapter_undoes_itself_before_the_output_embedding() -> No
     changed = there(model, (), hidden)
     assert not torch.allclose(changed, hidden, atol=1e-2)
     torch.testing.assert_close(back(model, (), changed), hidden, atol=1e-5, rtol=1e-4)
+
+
+def test_an_invertible_adapter_needs_one_width_at_both_ends() -> None:
+    config = transformers.ElectraConfig(
+        vocab_size=60,
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+    )
+    with pytest.raises(ValueError, match=r"Invertible adapter is undone where it began, and .* 32 numbers, .* 16"):
+        attach(transformers.ElectraForMaskedLM(config), Invertible())
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        (AdaLoRA, {"orthogonality": float("nan")}, "orthogonality must be at least 0"),
+        (Progressive, {"decay": float("inf")}, "decay must be at least 1"),
+        (OFT, {"terms": 1}, "terms must be at least 2"),
+        (Houlsby, {"targets": "all-linear"}, "Houlsby adapter's targets must be whole sublayers"),
+        (Compacter, {"targets": "query"}, "Compacter's targets must be whole sublayers"),
+    ],
+)
+def test_options_that_make_no_technique_are_refused(method: type[Method], options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        method(**options)
 
 
 def test_also_train_adds_the_model_s_own() -> None:

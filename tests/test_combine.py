@@ -26,7 +26,7 @@ from smidgen import (
     load,
     save_peft,
 )
-from smidgen.combining import merged
+from smidgen.combining import largest, merged
 from smidgen.layers import weight_matrix
 from smidgen.updates import changes
 from tests.conftest import build, example, make_batch
@@ -112,13 +112,36 @@ def test_ties_trims_elects_signs_and_averages_what_agrees() -> None:
     first = torch.tensor([[4.0, -3.0, 0.1, 2.0]])
     second = torch.tensor([[2.0, 5.0, -0.2, 0.3]])
     generator = torch.Generator()
-    found = merged([first, second], [0.5, 0.5], "ties", 0.5, generator)
+    kept = [largest({"w": update}, 0.5)["w"] for update in (first, second)]
+    found = merged(kept, [0.5, 0.5], "ties", 0.5, generator)
     # kept: 4, -3 and 2, 5; the signs elected by 0.5 * (4 + 2) and 0.5 * (-3 + 5)
     torch.testing.assert_close(found, torch.tensor([[3.0, 5.0, 0.0, 0.0]]))
     found = merged([torch.tensor([[10.0, 1.0]]), torch.tensor([[1.0, -3.0]])], [0.5, -1.0], "ties", 1.0, generator)
     torch.testing.assert_close(found, torch.tensor([[10.0, 3.5 / 1.5]]))  # 5 against -1; 0.5 and 3 agree
     found = merged([torch.tensor([[4.0, 1.0]]), torch.tensor([[2.0, 3.0]])], [1.0, 1.0], "ties", 1.0, generator)
     torch.testing.assert_close(found, torch.tensor([[3.0, 2.0]]))
+
+
+def test_ties_trims_an_adapter_s_matrices_together() -> None:
+    """The paper's trim is of the whole task vector: where changes are small, less of them is kept."""
+    updates = {"large": torch.arange(1.0, 9.0).view(2, 4), "small": torch.full((2, 4), 0.5)}
+    kept = largest(updates, 0.25)
+    assert kept["large"].flatten().tolist() == [0.0] * 4 + [5.0, 6.0, 7.0, 8.0]
+    assert not kept["small"].any()
+
+
+@pytest.mark.parametrize("how", ["sum", "ties", "dare"])
+def test_what_a_rank_has_no_room_for_is_said(how: str) -> None:
+    model, found = members({"a": LoRA(rank=2), "b": LoRA(rank=2)})
+    whole = combine(model, {"a": 1.0, "b": 1.0}, name="whole", how=how, rank=64)  # type: ignore[arg-type]
+    part = combine(model, {"a": 1.0, "b": 1.0}, name="part", how=how, rank=2)  # type: ignore[arg-type]
+    all_of, kept = changes(whole), changes(part)
+    lost = sum(float((all_of[name] - kept[name]).square().sum()) for name in kept)
+    share = (lost / sum(float(update.square().sum()) for update in all_of.values())) ** 0.5
+    assert whole.lost == pytest.approx(0.0, abs=1e-6)
+    assert part.lost == pytest.approx(share, rel=1e-3)
+    assert part.lost > 0.1
+    assert found["a"].lost == 0.0
 
 
 def test_dare_keeps_the_mean_of_what_it_drops() -> None:
@@ -134,7 +157,8 @@ def test_other_changes_of_weights_become_the_nearest_lora(how: str) -> None:
     updates = {name: changes(adapter) for name, adapter in found.items()}
     with pytest.raises(ValueError, match="Say which rank its LoRA shall have"):
         combine(model, {"a": 1.0, "b": 1.0}, name="mix", how=how)  # type: ignore[arg-type]
-    made = combine(model, {"a": 1.0, "b": 1.0}, name="mix", how=how, rank=16, density=1.0)  # type: ignore[arg-type]
+    density = None if how == "sum" else 1.0
+    made = combine(model, {"a": 1.0, "b": 1.0}, name="mix", how=how, rank=16, density=density)  # type: ignore[arg-type]
     if how != "ties":
         for place in made.places[0]:
             layer = weight_matrix(place.layer)
@@ -174,6 +198,11 @@ def test_what_cannot_be_combined_is_refused() -> None:
         combine(model, {"a": 1.0, "b": 1.0}, name="mix", rank=4)
     with pytest.raises(ValueError, match="density must be above 0"):
         combine(model, {"a": 1.0}, name="mix", how="ties", density=0.0)
+    with pytest.raises(ValueError, match=r"density=0.5 is what ties and dare keep; how='sum' keeps everything"):
+        combine(model, {"a": 1.0}, name="mix", density=0.5)
+    for rank in (0, 4.0, True):
+        with pytest.raises(ValueError, match="rank must be a whole number of at least 1"):
+            combine(model, {"a": 1.0}, name="mix", rank=rank)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has an adapter 'b' already"):
         combine(model, {"a": 1.0}, name="b")
 

@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import shlex
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -290,3 +291,14 @@ def test_every_public_name_has_a_docstring() -> None:
         docstring = public[name].__doc__
         assert docstring, name
         assert not docstring.startswith(f"{name}("), f"{name} has the docstring that dataclass makes"
+
+
+def test_the_lines_of_code_are_those_of_this_version() -> None:
+    """As `benchmarks/lines.py` counts them, to a hundred."""
+    done = subprocess.run([sys.executable, "benchmarks/lines.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    *_, both, _, every, shared, theirs = (
+        [int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", line)] for line in done.stdout.splitlines()
+    )
+    page = (DOCS / "techniques" / "index.md").read_text("utf-8")
+    said = [int(count.replace(",", "")) for count in re.findall(r"([\d,]+) lines", page)]
+    assert said == pytest.approx([both[1], both[0], every[1], shared[0], theirs[0]], abs=100)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from smidgen import (
+    HRA,
     IA3,
+    OFT,
     Adapter,
     DoRA,
     HardPrompt,
@@ -24,6 +27,7 @@ from smidgen import (
 )
 from smidgen.layers import embedding_rows
 from smidgen.report.explained import as_picture, as_text
+from smidgen.updates import changes
 from tests.conftest import build
 
 
@@ -117,9 +121,21 @@ def test_an_update_of_zero_says_so() -> None:
     assert (told.about, told.values) == ("no update: all of it is zero", [])
 
 
+@pytest.mark.parametrize("method", [DoRA(rank=2), OFT(block_size=8), HRA(rank=2)], ids=lambda method: method.name)
+def test_a_change_by_a_product_is_explained_by_the_spectrum_of_what_it_adds(method: Method) -> None:
+    adapter = attached(dataclasses.replace(method, targets="q_proj", layers="0"))
+    (told,) = explain(adapter)
+    assert told.about == "no update: all of it is zero"
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    (told,) = explain(adapter, most=3)
+    expected = torch.linalg.svdvals(changes(adapter)[adapter.places[0][0].name])[:3]
+    torch.testing.assert_close(torch.tensor([value for _, value in told.values]), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_what_has_no_words_is_left_out() -> None:
     assert explain(attached(Houlsby())) == []
-    assert explain(attached(DoRA(rank=2))) == []
 
 
 def test_text_and_picture_hold_every_value() -> None:

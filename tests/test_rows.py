@@ -267,10 +267,24 @@ def test_what_is_not_computed_row_by_row_is_refused() -> None:
         pass
 
 
+def test_tokens_in_one_list_have_the_factors_of_their_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OPT's feed-forward networks get them: a copy of the factors for each token would not fit into memory."""
+    model, batch, seen = build("opt"), make_batch("opt"), []
+    adapters = two(model, LoRA(rank=2), LoRA(rank=3))
+    expected = alone(model, adapters, batch)
+    real = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda first, second: seen.append(len(second)) or real(first, second))
+    with rows(model, NAMES), torch.no_grad():
+        found = model(**batch).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert set(seen) - {4 * model.config.num_attention_heads} == {len(NAMES)}
+
+
 def test_states_of_another_length_than_the_rows_are_no_rows() -> None:
     """Even if it is a multiple of theirs; tokens in one list are."""
     route = Route("one", Named(["one", None]))
     assert route.served(torch.zeros(2, 6, 3)) == [0]
     assert route.served(torch.zeros(4, 3)) == [0, 1]
+    assert route.of_parts(torch.zeros(4, 3)) == ["one", None]
     with pytest.raises(ValueError, match="names adapters for 2 rows, and a layer .* computes 4"):
         route.served(torch.zeros(4, 2, 3))

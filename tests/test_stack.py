@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from smidgen import AdapterDrop, LoRA, Pfeiffer, PrefixTuning, Progressive, PromptTuning, attach, rows, stack
+from smidgen import AdapterDrop, DoRA, LoRA, Pfeiffer, PrefixTuning, Progressive, PromptTuning, attach, rows, stack
 from tests.conftest import build, make_batch
 from tests.methods.test_contract import disturb, logits
 
@@ -130,6 +130,15 @@ def test_disabled_and_a_failed_attach_leave_the_stack_as_it_was() -> None:
     assert torch.equal(logits(model, batch), only)
     model._smidgen_adapters["language"].detach()
     assert torch.equal(logits(model, batch), before)
+
+
+def test_what_computes_with_a_layer_s_weight_comes_first() -> None:
+    model = two(LoRA(rank=2), DoRA(rank=2))
+    before = logits(model, make_batch("bert"))
+    with pytest.raises(ValueError, match=r"DoRA reads the weight of .*, whose output another .*Put DoRA first"):
+        stack(model, ["language", "task"])
+    assert torch.equal(logits(model, make_batch("bert")), before)
+    stack(model, ["task", "language"])
 
 
 def test_prompts_and_prefixes_stack_and_generate() -> None:

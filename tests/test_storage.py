@@ -14,7 +14,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from smidgen import HeadOnly, Houlsby, LoRA, PrefixTuning, PTuning, UserError, attach, files, load
+from smidgen import (
+    HardPrompt,
+    HeadOnly,
+    Houlsby,
+    LoRA,
+    Method,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    PTuningV2,
+    UserError,
+    attach,
+    files,
+    load,
+)
 from smidgen.manifest import digest_of
 from tests.conftest import build, make_batch
 from tests.methods.test_contract import disturb, logits
@@ -306,9 +320,30 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "diverged").exists()
 
 
-def test_a_prefix_longer_than_the_model_s_positions_is_refused() -> None:
-    with pytest.raises(ValueError, match="Prefix tuning's length=40 leaves no room for a text.* has 40 positions"):
-        attach(build("bert"), PrefixTuning(length=40))
+@pytest.mark.parametrize("method", [PrefixTuning, PTuningV2, PromptTuning, HardPrompt], ids=lambda method: method.name)
+def test_virtual_tokens_that_leave_no_position_are_refused(method: type[Method]) -> None:
+    with pytest.raises(ValueError, match=r"'s length=40 leaves no room for a text.* has 40 positions"):
+        attach(build("bert"), method(length=40))
+    with pytest.raises(ValueError, match="'s length=30 leaves no room for a text"):
+        attach(build("bert"), [method(length=30), LoRA(), PTuning(length=10)])
+
+
+def test_a_model_on_several_devices_is_refused() -> None:
+    model = build("bert")
+    model.bert.encoder.layer[1].to("meta")
+    with pytest.raises(ValueError, match="lies on several devices: cpu, meta"):
+        attach(model, LoRA())
+
+
+def test_an_adapter_is_loaded_in_the_format_that_is_asked_for(tmp_path: Path) -> None:
+    model = build("bert")
+    attach(model, LoRA(rank=2)).model.to(torch.bfloat16)
+    vars(model)["_smidgen_adapters"]["default"].save(tmp_path / "half")
+    assert {
+        p.dtype for p in load(build("bert"), tmp_path / "half", check_base=False, head=False).deltas[0][0].parameters()
+    } == {torch.bfloat16}
+    whole = load(build("bert"), tmp_path / "half", check_base=False, dtype=torch.float32)
+    assert {parameter.dtype for parameter in whole.parameters()} == {torch.float32}
 
 
 def test_several_that_save_into_one_folder_leave_a_whole_adapter(tmp_path: Path) -> None:
@@ -321,6 +356,21 @@ def test_several_that_save_into_one_folder_leave_a_whole_adapter(tmp_path: Path)
         list(pool.map(save, range(30)))
     load(build("bert"), tmp_path / "saved")
     assert [file.name for file in tmp_path.iterdir()] == ["saved"]
+
+
+def test_what_is_hidden_is_not_lost_without_a_word(saved: Path) -> None:
+    (saved / ".git").mkdir()
+    with pytest.raises(UserError, match=r"has other files, which would be lost: \.git"):
+        attach(build("bert"), LoRA()).save(saved)
+    assert (saved / ".git").is_dir()
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    attach(build("bert"), LoRA()).save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(file.name for file in (tmp_path / "disk").iterdir()) == ["adapter.json", "adapter.safetensors"]
 
 
 def test_a_file_that_a_system_hides_is_not_in_the_way(saved: Path) -> None:

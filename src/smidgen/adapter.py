@@ -14,7 +14,7 @@ from smidgen import attention, hooks, merging, prompts, stepping, storage
 from smidgen.delta import Delta, Method, Service
 from smidgen.errors import difference
 from smidgen.own import OwnParameters, count, head_names, own_parameters
-from smidgen.stacking import active_adapters, adapters, check_not_routed, none_active, set_active
+from smidgen.stacking import active_adapters, adapters, check_not_routed, check_order, none_active, set_active
 from smidgen.targets import Place
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class Adapter:
         sites: of what kinds these places are.
         head_names: which of the trained parameters are the task head's.
         clock: how far its training is; techniques with a schedule need `clock.steps` in loops of your own.
+        lost: of one that `combine` made, the share of the combined change that its rank has no room for, as a ratio of
+            Frobenius norms.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Adapter:
             parameter.requires_grad_(False)
         self._own = OwnParameters(model, own, keep_base=all(m.keeps_base for m in self.methods))
         model.add_module(self._own_key, self._own)
-        self.service = Service()
+        self.service, self.lost = Service(), 0.0
         self.own_labels = self.base_labels = (model.config.id2label, model.config.label2id)
         self._frozen: list[nn.Parameter] = []  # what a user froze, while the adapter does not train
         for method, place, delta in self.entries():
@@ -90,15 +92,9 @@ class Adapter:
                 yield method, place, delta
 
     def _check_places(self) -> None:
+        check_order(self.entries())
         taken: set[tuple[str, str]] = set()
-        changed: set[str] = set()
         for method, place, _ in self.entries():
-            if method.needs_plain_output and place.name in changed:
-                raise ValueError(
-                    f"{method.title} reads the weight of {place.name}, whose output another technique changes before. "
-                    f"Put {method.title} first."
-                )
-            changed.update({place.name} if place.side == "output" else ())
             if (method.name, place.name) in taken:
                 raise ValueError(
                     f"Two {method.title} techniques of one adapter meet at {place.name}. Give them other targets."

@@ -13,6 +13,7 @@ from torch import nn
 from smidgen import storage, targets
 from smidgen.adapter import Adapter
 from smidgen.delta import Method
+from smidgen.layers import positions
 from smidgen.manifest import checked_name
 from smidgen.own import head_names, own_modules, own_parameters
 from smidgen.stacking import active_adapters, adapters, check_not_routed, set_active
@@ -46,8 +47,8 @@ def attach(
         The handle to train, save, disable, merge and detach it by.
 
     Raises:
-        ValueError: a target matches nothing, the name is taken or malformed, or the model cannot take the technique;
-            the model is then as it was.
+        ValueError: a target matches nothing, the name is taken or malformed, or the model cannot take the technique or
+            lies on several devices; the model is then as it was.
         RuntimeError: the adapter that is active now cannot be deactivated (see `Adapter.deactivate`).
         TypeError: the model is not one of transformers, or has an adapter of peft's on it.
     """
@@ -60,6 +61,7 @@ def attach(
     check_name(model, name)
     with alone(model):
         places = [method.places(model) for method in methods]
+        _check_room(model, methods)
         own = own_names(model, methods, also_train)
         with torch.device(model.device):
             deltas = [method.build_all(model, found) for method, found in zip(methods, places, strict=True)]
@@ -69,8 +71,19 @@ def attach(
         return Adapter(model, name, methods, places, deltas, own)
 
 
+def _check_room(model: PreTrainedModel, methods: Sequence[Method]) -> None:
+    """Raise a ValueError if virtual tokens leave no position for a text."""
+    virtual, limit = sum(method.virtual_tokens for method in methods), positions(model)
+    if virtual and limit is not None and virtual >= limit:
+        longest = max(methods, key=lambda method: method.virtual_tokens)
+        raise ValueError(
+            f"{longest.title}'s length={longest.virtual_tokens} leaves no room for a text: {type(model).__name__} has "
+            f"{limit} positions. Lower it."
+        )
+
+
 def _check_model(model: object) -> None:
-    """Raise a TypeError unless it is a model of transformers, without anything of peft's on it."""
+    """Raise unless it is a model of transformers, on one device, without anything of peft's on it."""
     from transformers import PreTrainedModel
 
     of_peft = "peft's, whose own layers would be taken for the model's. Give the model that peft was given"
@@ -82,6 +95,11 @@ def _check_model(model: object) -> None:
     ):
         raise TypeError(
             f"The {type(model).__name__} has an adapter of peft's on it. Take it off, or load the model anew."
+        )
+    if len(devices := sorted({str(parameter.device) for _, parameter in own_parameters(model)})) > 1:
+        raise ValueError(
+            f"The {type(model).__name__} lies on several devices: {', '.join(devices)}. Load it on one, "
+            "without device_map."
         )
 
 
@@ -103,12 +121,14 @@ def load(
         check_base: whether the model's weights must be those that it was trained on; peft's folders do not say.
         head: whether its task head comes along; otherwise the model's own is trained, which may have other classes:
             one task's adapter as another's start.
-        dtype: number format of the model's own parameters that it brings, such as a head trained in fp32 beside a
-            bfloat16 model, which then computes under autocast; default: the model's, to which they are rounded.
+        dtype: number format of all that it brings; fp32 is the one to train on in, and a head in it beside a bfloat16
+            model computes under autocast. Default: the file's, and of the model's own parameters, such as a head, the
+            model's.
 
     Raises:
         UserError: the folder is damaged, incomplete, not an adapter, or an adapter for another model; the model is as
         it was.
+        ValueError: the model lies on several devices.
     """
     from smidgen.formats import from_peft
 

@@ -36,7 +36,7 @@ def combine(
     name: str,
     how: How = "sum",
     rank: int | None = None,
-    density: float = 0.2,
+    density: float | None = None,
     seed: int = 0,
 ) -> Adapter:
     """A new adapter made of adapters that are on the model; it is active then, and the others stay as they are.
@@ -45,8 +45,9 @@ def combine(
       ranks, exactly; others, or a given `rank`, the nearest LoRA of that rank.
     - `mean`: of the parameters, for adapters of the same techniques and sizes (bottlenecks, prompts, prefixes); the
       weights are divided by their sum.
-    - `ties` (Yadav et al., 2023, arXiv:2306.01708): each change is cut to its largest numbers, a sign is elected for
-      each place, and those that agree with it are averaged, by their weights.
+    - `ties` (Yadav et al., 2023, arXiv:2306.01708): each adapter's change is cut to its largest numbers, over all its
+      matrices together, a sign is elected for each place, and those that agree with it are averaged, by their weights:
+      twice the weights give the same (the paper's λ is 1).
     - `dare` (Yu et al., 2024, arXiv:2311.03099): each change keeps a random share of its numbers, enlarged by as much,
       and they are summed.
 
@@ -58,8 +59,9 @@ def combine(
         weights: each adapter's weight, by name.
         name: the new adapter's.
         how: the combination.
-        rank: of the LoRA that `ties` and `dare` give, or a `sum` that has no exact one.
-        density: the share of the numbers that `ties` and `dare` keep.
+        rank: of the LoRA that `ties` and `dare` give, or a `sum` that has no exact one; what it has no room for is in
+            the new adapter's `lost`.
+        density: the share of the numbers that `ties` and `dare` keep; 0.2 by default.
         seed: of the numbers that `dare` keeps.
 
     Raises:
@@ -72,10 +74,13 @@ def combine(
         if not isinstance(weight, int | float) or not math.isfinite(weight):
             raise ValueError(f"The weight of {member!r} must be a finite number, got {weight!r}.")
     check_name(model, name)
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}.")
+    if rank is not None and (type(rank) is not int or rank < 1):
+        raise ValueError(f"rank must be a whole number of at least 1, got {rank!r}.")
     if how not in get_args(How):
         raise ValueError(f"how must be one of {', '.join(get_args(How))}, got {how!r}.")
+    if density is not None and how not in ("ties", "dare"):
+        raise ValueError(f"density={density} is what ties and dare keep; how={how!r} keeps everything.")
+    density = 0.2 if density is None else density
     if not 0 < density <= 1:
         raise ValueError(f"density must be above 0 and at most 1, got {density}.")
     shares = list(weights.values())
@@ -85,14 +90,16 @@ def combine(
         shares = [share / sum(shares) for share in shares]
     labels = members[0].labels if members[0].head_names else None
     with alone(model):  # what weights change is their change of the base model's
-        own = _own(members, shares, how, density, seed)
+        own, lost = _own(members, shares, how, density, seed), 0.0
         if (len(members) == 1 and shares == [1.0]) or not any(found for member in members for found in member.places):
             made = _copied(members[0])
         elif how == "mean":
             made = _mean(members, shares)
         else:
-            made = _as_lora(model, _factors(members, shares, how, rank, density, seed))
+            factors, lost = _factors(members, shares, how, rank, density, seed)
+            made = _as_lora(model, factors)
         adapter = Adapter(model, name, *made, list(own))
+    adapter.lost = lost
     theirs, parameters = dict(members[0].named_parameters()), dict(adapter.named_parameters())
     for key, value in own.items():
         parameters[key].data = value.to(theirs[key].dtype, copy=True)
@@ -161,22 +168,25 @@ def _weighted(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
 
 def _factors(
     members: Sequence[Adapter], shares: Sequence[float], how: How, rank: int | None, density: float, seed: int
-) -> dict[str, Factors]:
+) -> tuple[dict[str, Factors], float]:
+    """Of the combined change of each weight, and the share of it that the rank leaves out."""
     is_low_rank = all(delta.low_rank for member in members for _, _, delta in member.entries())
     if how == "sum" and rank is None and is_low_rank:
-        return _joined(members, shares)
+        return _joined(members, shares), 0.0
     if rank is None:
         raise ValueError(
             f"how={how!r} of these adapters has no low rank of its own. Say which rank its LoRA shall have: rank=16."
         )
     found = [changes(member) for member in members]
+    if how == "ties":
+        found = [largest(updates, density) for updates in found]
     names = dict.fromkeys(name for updates in found for name in updates)
     generator = torch.Generator().manual_seed(seed)
     combined = {}
     for name in names:
         present = [(updates[name], share) for updates, share in zip(found, shares, strict=True) if name in updates]
         combined[name] = merged([u for u, _ in present], [s for _, s in present], how, density, generator)
-    return nearest(combined, rank)[0]
+    return nearest(combined, rank)
 
 
 def _joined(members: Sequence[Adapter], shares: Sequence[float]) -> dict[str, Factors]:
@@ -199,14 +209,14 @@ def merged(
     """One change of several, all of the same shape, each with its weight.
 
     Args:
-        updates: the changes.
+        updates: the changes; for "ties" their `largest` numbers.
         shares: their weights.
         how: "sum", "ties" or "dare".
-        density: the share of the numbers that "ties" and "dare" keep.
+        density: the share of the numbers that "dare" keeps.
         generator: draws what "dare" keeps.
     """
     if how == "ties":
-        kept = [share * _largest(update, density) for update, share in zip(updates, shares, strict=True)]
+        kept = [share * update for update, share in zip(updates, shares, strict=True)]
         elected = torch.sign(torch.stack(kept).sum(0))
         agreeing = [torch.where(torch.sign(update) == elected, update, 0.0) for update in kept]
         sizes = [abs(share) * (update != 0) for update, share in zip(agreeing, shares, strict=True)]
@@ -217,12 +227,16 @@ def merged(
     return _weighted(updates, shares)
 
 
-def _largest(update: Tensor, density: float) -> Tensor:
-    """The update's largest numbers, by magnitude; the others 0."""
-    count = max(1, round(density * update.numel()))
-    kept = torch.zeros_like(update).flatten()
-    indices = update.abs().flatten().topk(count).indices
-    return kept.index_copy(0, indices, update.flatten()[indices]).view_as(update)
+def largest(updates: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
+    """This share of the numbers of all updates together, the largest by magnitude; the others 0 (section 4.1, trim).
+
+    Args:
+        updates: of one adapter, by their names.
+        density: the share, above 0 and at most 1.
+    """
+    sizes = torch.cat([update.abs().flatten() for update in updates.values()])
+    least = sizes.kthvalue(len(sizes) - max(1, round(density * len(sizes))) + 1).values
+    return {name: torch.where(update.abs() >= least, update, 0.0) for name, update in updates.items()}
 
 
 def _as_lora(model: PreTrainedModel, found: Mapping[str, Factors]) -> Made:
@@ -249,15 +263,18 @@ def _delta(a: Tensor, b: Tensor, scale: float) -> LowRankDelta:
 def _own(members: Sequence[Adapter], shares: Sequence[float], how: How, density: float, seed: int) -> dict[str, Tensor]:
     """The model's own parameters that the members train, combined as differences from the base model's."""
     generator = torch.Generator().manual_seed(seed)
+    names = sorted(members[0].own_names)
     trained = [dict(member.named_parameters()) for member in members]
-    found = {}
-    for name in sorted(members[0].own_names):
-        values = [own[name].detach().float() for own in trained]
-        if len(members) == 1 and shares == [1.0]:
-            found[name] = values[0]
-        elif how == "mean":
-            found[name] = _weighted(values, shares)
-        else:
-            base = members[0].base_parameters()[name].detach().float()
-            found[name] = base + merged([value - base for value in values], shares, how, density, generator)
-    return found
+    values = [{name: own[name].detach().float() for name in names} for own in trained]
+    if len(members) == 1 and shares == [1.0]:
+        return values[0]
+    if how == "mean":
+        return {name: _weighted([own[name] for own in values], shares) for name in names}
+    base = {name: members[0].base_parameters()[name].detach().float() for name in names}
+    found = [{name: own[name] - base[name] for name in names} for own in values]
+    if how == "ties" and names:
+        found = [largest(updates, density) for updates in found]
+    return {
+        name: base[name] + merged([updates[name] for updates in found], shares, how, density, generator)
+        for name in names
+    }

@@ -9,16 +9,20 @@ import torch
 from torch import nn
 
 from smidgen.delta import Delta
-from smidgen.layers import embedding_rows
+from smidgen.layers import embedding_rows, weight_matrix
 from smidgen.methods.hard_prompt import HardPromptDelta
 from smidgen.methods.ia3 import IA3Delta
 from smidgen.methods.unipelt import GatedDelta
+from smidgen.updates import change
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from smidgen.adapter import Adapter
 
+
+ROUNDING = 1e-6
+"""Of a weight's norm: a change that is no larger is none."""
 
 Told = tuple[str, list[tuple[str, float]]]
 """What the numbers are, and each number with its name."""
@@ -45,7 +49,7 @@ def explain(adapter: Adapter, tokenizer: PreTrainedTokenizerBase | None = None, 
     """What each delta has learned, where there is a way to say it.
 
     - a prompt: for each virtual token the words whose embeddings are nearest, by cosine; a hard prompt's own words;
-    - an update of a weight: the largest singular values, and how many directions carry 90 % of it;
+    - a change of a weight: the largest singular values, and how many directions carry 90 % of it;
     - (IA)³: the scales farthest from 1, less 1;
     - a gate: how far it is open, where it reads tokens for one of zeros.
 
@@ -73,7 +77,11 @@ def _told(delta: Delta, layer: nn.Module, tokenizer: PreTrainedTokenizerBase | N
     if isinstance(delta, IA3Delta):
         found.append(_scales(delta, most))
     elif type(delta).update is not Delta.update:
-        found.append(_spectrum(delta, most))
+        found.append(_spectrum(_core(delta) if delta.low_rank else delta.update(), most))
+    elif delta.mergeable:  # which changes the weight by a product or a norm, and is rounded
+        update = change(layer, [delta])
+        is_rounding = update.norm() <= ROUNDING * weight_matrix(layer).norm()
+        found.append(_spectrum(torch.zeros_like(update) if is_rounding else update, most))
     elif tokenizer is not None and isinstance(delta, HardPromptDelta):
         found.append(_typed(delta, layer, tokenizer))
     elif tokenizer is not None and "rows" in (folded := delta.folded(layer)):
@@ -118,8 +126,8 @@ def _core(delta: Delta) -> torch.Tensor:
     return core
 
 
-def _spectrum(delta: Delta, most: int) -> Told:
-    values = torch.linalg.svdvals(_core(delta) if delta.low_rank else delta.update())
+def _spectrum(update: torch.Tensor, most: int) -> Told:
+    values = torch.linalg.svdvals(update)
     if not float(values[0]):
         return "no update: all of it is zero", []
     shares = values.square().cumsum(0) / values.square().sum().clamp_min(1e-30)

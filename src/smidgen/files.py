@@ -15,6 +15,9 @@ from typing import Any
 
 from smidgen.errors import UserError
 
+LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+"""What a system puts into folders by itself."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically and durably: a reader sees the old file or the new one, never a part.
@@ -53,7 +56,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         UserError: the disk is full, `path` is a file, or it is a folder with other files, which would be lost; what was
             at `path` is still whole.
     """
-    path = path.absolute()
+    path = path.resolve() if path.is_symlink() else path.absolute()  # a link stays, and what it leads to is replaced
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, and a folder is to be written there. Name another folder, or remove it.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,9 +90,9 @@ def _replace_folder(new: Path, path: Path) -> None:
 
 
 def check_replaceable(path: Path, names: Collection[str]) -> None:
-    """Raise a UserError if a folder has more than files of these names, and those that a system hides."""
+    """Raise a UserError if a folder has more than files of these names, and what a system puts there by itself."""
     there = [file.name for file in path.iterdir()] if path.is_dir() else []
-    if others := sorted(name for name in there if name not in names and not name.startswith(".")):
+    if others := sorted(name for name in there if name not in names and name not in LITTER):
         raise UserError(
             f"{path} has other files, which would be lost: {', '.join(others[:5])}. Name a folder that is not there."
         )

@@ -97,17 +97,28 @@ class Route:
         Raises:
             ValueError: they are not those of the batch's rows.
         """
+        names = self.of_parts(states)
+        return [name for name in names for _ in range(states.shape[0] // len(names))]
+
+    def of_parts(self, states: Tensor) -> list[str | None]:
+        """The names of as many equal parts of the rows, or of their tokens, as there are texts; of one, if it is alone.
+
+        Args:
+            states: see `of_rows`.
+
+        Raises:
+            ValueError: see `of_rows`.
+        """
         alone, count = _alone.get(), states.shape[0]
         if alone is not None:
-            return [alone] * count
+            return [alone]
         if count != self.batch.rows and (states.dim() > 2 or count % self.batch.rows):
             raise ValueError(
                 f"rows names adapters for {len(self.batch.names)} rows, and a layer that adapter {self.name!r} changes "
                 f"computes {count}. Give a name for each row; what is computed once for all rows cannot differ between "
                 "them."
             )
-        times = count // len(self.batch.names)
-        return [name for name in self.batch.names for _ in range(times)]
+        return list(self.batch.names)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

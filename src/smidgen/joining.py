@@ -41,8 +41,8 @@ def add_by_row(layer: nn.Module, deltas: Sequence[Delta], inputs: Tensor, hidden
     Args:
         layer: whose output it is; the sum takes its place where nothing else has seen it.
         deltas: of the adapters, which have `low_rank_factors`.
-        inputs: of the layer, (rows, ..., in).
-        hidden: its output, (rows, ..., out).
+        inputs: of the layer, (rows, ..., in), or (rows · length, in).
+        hidden: its output, likewise.
     """
     route = deltas[0].route
     assert route is not None
@@ -52,7 +52,7 @@ def add_by_row(layer: nn.Module, deltas: Sequence[Delta], inputs: Tensor, hidden
         factors = {name: (*_filled(a, b, max(ranks)), scale) for name, (a, b, scale) in factors.items()}
     first, second, scale = next(iter(factors.values()))
     nothing = first, torch.zeros_like(second), scale  # of a row that none of them serves
-    own = [factors.get(name, nothing) if name is not None else nothing for name in route.of_rows(hidden)]
+    own = [factors.get(name, nothing) if name is not None else nothing for name in route.of_parts(hidden)]
 
     a, b = torch.stack([a for a, _, _ in own]), torch.stack([b for _, b, _ in own])
     rows = inputs.reshape(len(own), -1, inputs.shape[-1])

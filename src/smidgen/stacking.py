@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from smidgen.adapter import Adapter
+    from smidgen.delta import Delta, Method
+    from smidgen.targets import Place
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:
@@ -50,13 +52,32 @@ def stack(model: PreTrainedModel, names: Sequence[str]) -> None:
         names: their names, from the first that acts to the last.
 
     Raises:
-        ValueError: no name is given, one twice, or the model has no adapter of a name; nothing is changed then.
+        ValueError: no name is given, one twice, or the model has no adapter of a name; or one computes with the weight
+            of a layer that an earlier one changes, as DoRA does. Nothing is changed then.
         RuntimeError: the adapter that is active now cannot be deactivated (see `Adapter.deactivate`).
     """
     check_not_routed(model)
     if isinstance(names, str) or not names or len(set(names)) < len(names):
         raise ValueError(f'stack takes a list of different names, such as ["language", "task"]; got {names!r}.')
-    set_active(model, named_adapters(model, names))
+    wanted = named_adapters(model, names)
+    check_order(entry for adapter in wanted for entry in adapter.entries())
+    set_active(model, wanted)
+
+
+def check_order(entries: Iterable[tuple[Method, Place, Delta]]) -> None:
+    """Raise a ValueError if a technique that computes with a layer's weight comes after one that changes its output.
+
+    Args:
+        entries: each delta with its technique and its place, in the order in which they act.
+    """
+    changed: set[str] = set()
+    for method, place, _ in entries:
+        if method.needs_plain_output and place.name in changed:
+            raise ValueError(
+                f"{method.title} reads the weight of {place.name}, whose output another technique changes before. "
+                f"Put {method.title} first."
+            )
+        changed.update({place.name} if place.side == "output" else ())
 
 
 def set_active(model: PreTrainedModel, wanted: Sequence[Adapter]) -> None:

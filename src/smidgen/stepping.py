@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -28,7 +29,7 @@ class Clock:
 
     Attributes:
         step: optimizer steps that are done.
-        steps: how many there will be; None: not known, which a schedule that needs it says.
+        steps: how many there will be, 1 or more; None: not known, which a schedule that needs it says.
     """
 
     step: int = 0
@@ -40,7 +41,7 @@ class Clock:
         Raises:
             RuntimeError: nobody said how many there will be.
         """
-        if self.steps is None:
+        if not self.steps:
             raise RuntimeError(
                 f"{title} has a schedule over the whole training and does not know its length. Say it before the first "
                 "step: adapter.clock.steps = 1000."
@@ -103,8 +104,9 @@ def _before(optimizer: Optimizer, *_: Any) -> None:
     if _overflowed(optimizer):
         return
     for adapter in _trained_by(optimizer):
-        for method, deltas in zip(adapter.methods, adapter.deltas, strict=True):
-            method.before_step(adapter, deltas, optimizer)
+        with _unscaled(adapter, optimizer):
+            for method, deltas in zip(adapter.methods, adapter.deltas, strict=True):
+                method.before_step(adapter, deltas, optimizer)
 
 
 def _after(optimizer: Optimizer, *_: Any) -> None:
@@ -114,6 +116,21 @@ def _after(optimizer: Optimizer, *_: Any) -> None:
         adapter.clock.step += 1
         if adapter.service.active:
             schedule(adapter)
+
+
+@contextlib.contextmanager
+def _unscaled(adapter: Adapter, optimizer: Optimizer) -> Iterator[None]:
+    """Inside, gradients are those of the loss, if a fused optimizer is to divide them by a GradScaler's factor yet."""
+    scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+    if scale is None:
+        yield
+        return
+    gradients = [parameter.grad for parameter in adapter.parameters() if parameter.grad is not None]
+    for gradient in gradients:
+        gradient.div_(scale)
+    yield
+    for gradient in gradients:
+        gradient.mul_(scale)
 
 
 def _overflowed(optimizer: Optimizer) -> bool:

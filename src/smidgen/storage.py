@@ -221,6 +221,8 @@ def put(model: PreTrainedModel, saved: Saved, name: str, dtype: torch.dtype | No
     from smidgen.stacking import set_labels
 
     own = [*saved.own, *(head_names(model) if saved.new_head else ())]
+    for delta in (delta for built in saved.deltas for delta in built if dtype is not None):
+        delta.to(dtype)
     adapter = Adapter(model, name, saved.methods, saved.places, saved.deltas, own)
     parameters = dict(adapter.named_parameters())
     for key, tensor in saved.own.items():

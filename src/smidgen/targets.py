@@ -82,6 +82,15 @@ def find(model: PreTrainedModel, targets: str | Sequence[str] | None, layers: st
     return list(once.values())
 
 
+def inputs(model: PreTrainedModel, targets: str | Sequence[str] | None, layers: str = "all") -> list[Place]:
+    """The inputs of what `find` finds.
+
+    Raises:
+        ValueError: as `find`.
+    """
+    return [dataclasses.replace(place, side="input") for place in find(model, targets, layers)]
+
+
 def embedding(model: PreTrainedModel) -> Place:
     """The input embedding of the text."""
     layer = input_embedding(model)

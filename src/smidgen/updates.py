@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ from smidgen.layers import weight_matrix
 
 if TYPE_CHECKING:
     from smidgen.adapter import Adapter
+    from smidgen.delta import Delta
 
 Factors = tuple[Tensor, Tensor, float]
 """A (rank, in), B (out, rank) and s of an update s · B A."""
@@ -28,18 +29,32 @@ def changes(adapter: Adapter) -> dict[str, Tensor]:
     """
     if fixed := [method.title for method, _, delta in adapter.entries() if not delta.mergeable]:
         raise ValueError(f"{fixed[0]} of adapter {adapter.name!r} is more than a change of weights.")
-    layers = {place.name: place.layer for _, place, _ in adapter.entries()}
-    return {name: _change(adapter, name, layer) for name, layer in layers.items()}
+    found: dict[str, Tensor] = {}
+    for name, layer in {place.name: place.layer for _, place, _ in adapter.entries()}.items():
+        try:
+            found[name] = change(layer, [delta for place, delta in merging.in_order(adapter) if place.name == name])
+        except ValueError as error:
+            raise ValueError(f"Adapter {adapter.name!r} changes the bias of {name} too, {error}.") from error
+    return found
 
 
-def _change(adapter: Adapter, name: str, layer: nn.Module) -> Tensor:
+@torch.no_grad()
+def change(layer: nn.Module, deltas: Sequence[Delta]) -> Tensor:
+    """What merging a layer's deltas would add to its weight, (out, in), in fp32.
+
+    Args:
+        layer: left as it is.
+        deltas: that can be merged, in the order in which they are.
+
+    Raises:
+        ValueError: they change its bias too.
+    """
     merged = copy.deepcopy(layer).float()
-    for place, delta in merging.in_order(adapter):
-        if place.name == name:
-            delta.merge(merged)
+    for delta in deltas:
+        delta.merge(merged)
     before, after = getattr(layer, "bias", None), getattr(merged, "bias", None)
     if isinstance(before, Tensor) and isinstance(after, Tensor) and not torch.equal(before.float(), after):
-        raise ValueError(f"Adapter {adapter.name!r} changes the bias of {name} too, which LoRA does not have.")
+        raise ValueError("which LoRA does not have")
     return weight_matrix(merged) - weight_matrix(layer).float()
 
 

@@ -302,8 +302,9 @@ def of_tokens(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ([3, 400], r"embed_tokens has 60 rows of 32 numbers, and the adapter \(2, 32\), for tokens up to 400"),
-        ([3, 4, 5], "for tokens up to 5"),
+        ([3, 400], r"embed_tokens has 60 rows of 32 numbers, and the adapter \(2, 32\), for tokens from 3 to 400"),
+        ([3, 4, 5], "for tokens from 3 to 5"),
+        ([3, -5], "for tokens from -5 to 3"),
         ({"lm_head": [3, 4]}, "its configuration says tokens of \\['lm_head'\\]"),
     ],
 )

@@ -112,6 +112,17 @@ def test_peft_loads_what_was_written_to_the_same_logits(
     torch.testing.assert_close(answers(again, architecture), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [LoRA(dropout=0.1), PiSSA(dropout=0.1), DoRA(dropout=0.1), VeRA(dropout=0.1), MiSS(dropout=0.1)],
+    ids=lambda method: method.name,
+)
+def test_dropout_is_written_too(method: Method, tmp_path: Path) -> None:
+    save_peft(attach(build("llama"), method), tmp_path / "theirs")
+    (again,) = load(build("llama"), tmp_path / "theirs").methods
+    assert again.dropout == 0.1
+
+
 def disturbed(methods: Method | list[Method], architecture: str = "llama") -> tuple[PreTrainedModel, Adapter]:
     model = build(architecture)
     adapter = attach(model, methods)

@@ -290,6 +290,33 @@ def test_a_step_that_a_scaler_skips_and_a_second_optimizer_are_not_counted() -> 
     assert adapter.clock.step == 1
 
 
+def test_adalora_does_not_see_a_scaler_s_factor_that_a_fused_optimizer_takes_off_itself() -> None:
+    states = []
+    for scale in (None, torch.tensor(1024.0)):
+        model = build("bert")
+        torch.manual_seed(0)
+        adapter = attach(model, AdaLoRA(rank=2, start_rank=3, interval=1))
+        adapter.clock.steps = 10
+        optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1, fused=True)
+        for _ in range(3):
+            loss = model(**make_batch("bert")).loss
+            (loss if scale is None else scale * loss).backward()
+            if scale is not None:
+                optimizer.grad_scale = scale
+            optimizer.step()
+            optimizer.zero_grad()
+        states.append(adapter.state())
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_length_of_nothing_is_not_known() -> None:
+    adapter = attach(build("bert"), LoRA(rank=2))
+    adapter.clock.steps = 0
+    with pytest.raises(RuntimeError, match="does not know its length"):
+        adapter.clock.share("AdaLoRA")
+
+
 def test_an_adapter_that_left_is_not_heard() -> None:
     model = build("bert")
     left = attach(model, Progressive(keep_base=True))

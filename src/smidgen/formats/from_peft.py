@@ -92,10 +92,10 @@ def _own(source: Source) -> dict[str, Tensor]:
             if ids is None:
                 raise ValueError(f"it holds rows of {module}, and its configuration says tokens of {list(known)}")
             table = source.model.get_parameter(f"{module}.weight").detach().clone()
-            if max(ids, default=0) >= len(table) or rows.shape != (len(ids), table.shape[1]):
+            if not set(ids) <= set(range(len(table))) or rows.shape != (len(ids), table.shape[1]):
                 raise ValueError(
                     f"{module} has {len(table)} rows of {table.shape[1]} numbers, and the adapter {tuple(rows.shape)}, "
-                    f"for tokens up to {max(ids, default=0)}"
+                    f"for tokens from {min(ids, default=0)} to {max(ids, default=0)}"
                 )
             table[torch.tensor(ids, device=table.device)] = rows.to(table)
             own[f"{module}.weight"] = table

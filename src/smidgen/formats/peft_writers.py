@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,10 +75,11 @@ def low_rank(adapter: Adapter) -> Written:
     found = {place.name: compact(delta.low_rank_factors()) for _, place, delta in adapter.entries()}
     if len(found) < sum(map(len, adapter.places)):
         raise UserError("peft has one LoRA a layer, and here two meet.")
-    return _lora_of(found)
+    return _lora_of(found, {getattr(method, "dropout", 0.0) for method, _, _ in adapter.entries()})
 
 
-def _lora_of(found: Mapping[str, Factors]) -> Written:
+def _lora_of(found: Mapping[str, Factors], dropouts: Collection[float] = ()) -> Written:
+    """LoRA of these factors; peft has one dropout for all of them, 0 where they differ."""
     ranks = {name: a.shape[0] for name, (a, _, _) in found.items()}
     alphas = {name: scale * ranks[name] for name, (_, _, scale) in found.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
@@ -87,6 +88,7 @@ def _lora_of(found: Mapping[str, Factors]) -> Written:
             "peft_type": "LORA",
             "r": rank,
             "lora_alpha": alpha,
+            "lora_dropout": next(iter(dropouts)) if len(dropouts) == 1 else 0.0,
             "target_modules": sorted(found),
             "rank_pattern": {re.escape(name): own for name, own in ranks.items() if own != rank},
             "alpha_pattern": {re.escape(name): own for name, own in alphas.items() if own != alpha},
@@ -114,7 +116,8 @@ def by_svd(adapter: Adapter, rank: int) -> Written:
 
 def _dora(part: Layered) -> Written:
     directions = {p.name: d for p, d in zip(part.places, part.deltas, strict=True) if isinstance(d, DoRADelta)}
-    written = _lora_of({name: delta.direction.low_rank_factors() for name, delta in directions.items()})
+    factors = {name: delta.direction.low_rank_factors() for name, delta in directions.items()}
+    written = _lora_of(factors, [part.method.dropout])
     written.config["use_dora"] = True
     written.tensors.update(
         {_name(name, "lora_magnitude_vector"): delta.magnitude for name, delta in directions.items()}
@@ -154,7 +157,11 @@ def _layered(
 
 def _vera(part: Layered) -> Written:
     names = {"d": "vera_lambda_d", "b": "vera_lambda_b"}
-    written = _layered("VERA", names, lambda method: {"r": method.rank, "save_projection": True})(part)
+    written = _layered(
+        "VERA",
+        names,
+        lambda method: {"r": method.rank, "vera_dropout": method.dropout, "save_projection": True},
+    )(part)
     shared = part.deltas[0].shared
     written.tensors |= {"base_model.vera_A": shared.a, "base_model.vera_B": shared.b}
     return written
@@ -257,7 +264,7 @@ WRITERS: dict[type[Method], Callable[[Layered], Written]] = {
         {"c": "lokr_w1", "d": "lokr_w2", "b": "lokr_w2_a", "a": "lokr_w2_b"},
         lambda method: {"r": method.rank, "alpha": method.alpha, "decompose_factor": method.factor or -1},
     ),
-    MiSS: _layered("MISS", {"d": "miss_block"}, lambda method: {"r": method.rank}),
+    MiSS: _layered("MISS", {"d": "miss_block"}, lambda method: {"r": method.rank, "miss_dropout": method.dropout}),
     OFT: _oft,
     HRA: _hra,
     PrefixTuning: _prefix,

@@ -89,7 +89,7 @@ class AdaLoRA(Method):
             raise ValueError(
                 f"{self.title}'s warmup and final leave no step between them; got {self.warmup} and {self.final}."
             )
-        if self.orthogonality < 0:
+        if not 0 <= self.orthogonality < math.inf:
             raise ValueError(f"{self.title}'s orthogonality must be at least 0, got {self.orthogonality}.")
 
     def resized(self, option: str, size: int) -> dict[str, Any]:

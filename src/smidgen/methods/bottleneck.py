@@ -28,6 +28,15 @@ def check_bottleneck(title: str, *, size: float, scale: float, nonlinearity: str
         raise ValueError(f"{title}'s nonlinearity must be one of {', '.join(NONLINEARITIES)}, got {nonlinearity!r}.")
 
 
+def check_sublayers(title: str, targets: str) -> None:
+    """Raise a ValueError unless the targets are sublayers."""
+    if "sublayer" not in targets:
+        raise ValueError(
+            f"{title}'s targets must be whole sublayers, which have a start and an end: feed-forward-sublayer, "
+            f"attention-sublayer or sublayers, got {targets!r}."
+        )
+
+
 def reduced(width: int, reduction: int) -> int:
     """The width of a bottleneck that is so many times narrower; 1 at least."""
     return max(1, width // reduction)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from smidgen.delta import Delta, Method, cast, check_positive, dropped
-from smidgen.methods.bottleneck import NONLINEARITIES, check_bottleneck, reduced
+from smidgen.methods.bottleneck import NONLINEARITIES, check_bottleneck, check_sublayers, reduced
 from smidgen.targets import Place, norm_parameters
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Compacter(Method):
         nonlinearity: relu, gelu, silu or tanh.
         dropout: probability of dropping a number of the bottleneck while training.
         norms: whether the norms inside the chosen blocks are trained too, as in the paper.
-        targets: which sublayers.
+        targets: which sublayers: "sublayers", "attention-sublayer" or "feed-forward-sublayer".
         layers: which blocks: "all", "last:4", "0-3", "0,5".
 
     Raises:
@@ -60,6 +60,7 @@ class Compacter(Method):
         check_positive(self.title, "reduction", self.reduction)
         check_positive(self.title, "n", self.n)
         check_bottleneck(self.title, size=1, scale=1.0, nonlinearity=self.nonlinearity, dropout=self.dropout)
+        check_sublayers(self.title, self.targets)
 
     def build_all(self, model: PreTrainedModel, places: Sequence[Place]) -> list[Delta]:
         """The deltas at the end of all sublayers, around the small matrices that they share."""

@@ -12,7 +12,7 @@ import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
 from smidgen.delta import Method
-from smidgen.methods.bottleneck import BottleneckDelta, check_bottleneck
+from smidgen.methods.bottleneck import BottleneckDelta, check_bottleneck, check_sublayers
 from smidgen.targets import Place, norm_parameters
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Houlsby(Method):
         nonlinearity: relu, gelu, silu or tanh.
         dropout: probability of dropping a number of the bottleneck while training.
         norms: whether the norms inside the chosen blocks are trained too, as in the paper.
-        targets: which sublayers.
+        targets: which sublayers: "sublayers", "attention-sublayer" or "feed-forward-sublayer".
         layers: which blocks: "all", "last:4", "0-3", "0,5".
 
     Raises:
@@ -50,6 +50,7 @@ class Houlsby(Method):
     def check(self) -> None:
         """Raise a ValueError that names the field."""
         check_bottleneck(self.title, size=self.size, scale=1.0, nonlinearity=self.nonlinearity, dropout=self.dropout)
+        check_sublayers(self.title, self.targets)
 
     def build(self, place: Place) -> BottleneckDelta:
         """The delta at the end of one sublayer; its start is near the identity, deviation 1e-2 (section 3.6)."""

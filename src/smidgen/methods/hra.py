@@ -57,8 +57,7 @@ class HRA(Method):
 
     def places(self, model: PreTrainedModel) -> list[Place]:
         """The inputs of the layers."""
-        found = targets.find(model, self.targets, self.layers)
-        return [dataclasses.replace(place, side="input") for place in found]
+        return targets.inputs(model, self.targets, self.layers)
 
     def build(self, place: Place) -> HRADelta:
         """The reflections of one layer's input."""

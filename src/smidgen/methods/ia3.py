@@ -56,10 +56,9 @@ class IA3(Method):
 
     def places(self, model: PreTrainedModel) -> list[Place]:
         """The layers whose output is scaled, then those whose input is."""
-        scaled = targets.find(model, self.inputs, self.layers)
         return [
             *targets.find(model, self.outputs, self.layers),
-            *(dataclasses.replace(place, side="input") for place in scaled),
+            *targets.inputs(model, self.inputs, self.layers),
         ]
 
     def build(self, place: Place) -> IA3Delta:

@@ -34,7 +34,7 @@ class Invertible(Method):
         nonlinearity: relu, gelu, silu or tanh.
 
     Raises:
-        ValueError: a value is outside its range, or the hidden size is odd.
+        ValueError: a value is outside its range, the hidden size is odd, or that of the embeddings is another.
     """
 
     name = "invertible"
@@ -57,6 +57,11 @@ class Invertible(Method):
     def build_all(self, model: PreTrainedModel, places: Sequence[Place]) -> list[Delta]:
         """The coupling layer, shared by both ends."""
         width = places[0].shape[0]
+        if other := next((place for place in places if place.shape[0] != width), None):
+            raise ValueError(
+                f"{self.title} is undone where it began, and {places[0].name} has {width} numbers, {other.name} "
+                f"{other.shape[0]}."
+            )
         if width % 2:
             raise ValueError(f"{self.title} halves the hidden size, and {width} is odd.")
         coupling = Coupling(width // 2, self)

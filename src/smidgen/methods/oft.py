@@ -35,7 +35,7 @@ class OFT(Method):
         layers: which blocks: "all", "last:4", "0-3", "0,5".
 
     Raises:
-        ValueError: `block_size` is below 2 or does not divide a layer's input size.
+        ValueError: `block_size` or `terms` is below 2, or `block_size` does not divide a layer's input size.
     """
 
     name = "oft"
@@ -53,14 +53,16 @@ class OFT(Method):
         check_positive(self.title, "block_size", self.block_size)
         if self.block_size < 2:
             raise ValueError(f"{self.title}'s block_size must be at least 2, a rotation's; got {self.block_size}.")
-        if self.terms is not None:
-            check_positive(self.title, "terms", self.terms)
+        if self.terms is not None and self.terms < 2:
+            raise ValueError(
+                f"{self.title}'s terms must be at least 2, since the first is the identity alone, or None; got "
+                f"{self.terms}."
+            )
         check_linear(self.title, self.targets)
 
     def places(self, model: PreTrainedModel) -> list[Place]:
         """The inputs of the layers."""
-        found = targets.find(model, self.targets, self.layers)
-        return [dataclasses.replace(place, side="input") for place in found]
+        return targets.inputs(model, self.targets, self.layers)
 
     def build(self, place: Place) -> OFTDelta:
         """The rotation of one layer's input."""

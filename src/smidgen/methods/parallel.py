@@ -11,7 +11,7 @@ import dataclasses
 from typing import ClassVar
 
 from smidgen.delta import Method
-from smidgen.methods.bottleneck import BottleneckDelta, check_bottleneck
+from smidgen.methods.bottleneck import BottleneckDelta, check_bottleneck, check_sublayers
 from smidgen.targets import Place
 
 
@@ -48,11 +48,7 @@ class Parallel(Method):
         check_bottleneck(
             self.title, size=self.size, scale=self.scale, nonlinearity=self.nonlinearity, dropout=self.dropout
         )
-        if "sublayer" not in self.targets:
-            raise ValueError(
-                f"{self.title}'s targets must be whole sublayers, which have a start and an end: feed-forward-"
-                f"sublayer, attention-sublayer or sublayers, got {self.targets!r}."
-            )
+        check_sublayers(self.title, self.targets)
 
     def build(self, place: Place) -> BottleneckDelta:
         """The delta beside one sublayer."""

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from smidgen import attention
 from smidgen.delta import Delta, Method, check_positive
-from smidgen.layers import positions
 from smidgen.methods.prompt_tuning import check_start, starting_tokens
 from smidgen.targets import Place
 
@@ -94,12 +93,6 @@ class PrefixTuning(Method):
             raise ValueError(
                 f"{self.title} starts from the keys and values of real tokens, and {type(model).__name__} reads "
                 f"{model.main_input_name}. Use start='random', as P-tuning v2 does."
-            )
-        limit = positions(model)
-        if limit is not None and self.length >= limit:
-            raise ValueError(
-                f"{self.title}'s length={self.length} leaves no room for a text: {type(model).__name__} has {limit} "
-                "positions. Lower it."
             )
         tokens = starting_tokens(self.title, model, self.start, self.text, self.length, tokenizer)
         inputs = attention.text_inputs(model, tokens[None])

@@ -15,6 +15,7 @@ embeddings come first, as the guides have it, or last, as in the paper.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -66,7 +67,7 @@ class Progressive(Method):
         check_positive(self.title, "start", self.start)
         if not 0 < self.until <= 1:
             raise ValueError(f"{self.title}'s until must be above 0 and at most 1, got {self.until}.")
-        if self.decay < 1:
+        if not 1 <= self.decay < math.inf:
             raise ValueError(f"{self.title}'s decay must be at least 1, got {self.decay}.")
         if self.embeddings not in EMBEDDINGS:
             raise ValueError(
