@@ -365,6 +365,12 @@ def test_what_is_hidden_is_not_lost_without_a_word(saved: Path) -> None:
     assert (saved / ".git").is_dir()
 
 
+def test_the_output_of_a_run_stands_for_the_adapter_in_it(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "run" / "adapter")
+    methods = [load(build("bert"), folder).methods for folder in (saved, tmp_path / "run")]
+    assert methods[0] == methods[1]
+
+
 def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")

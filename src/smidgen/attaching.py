@@ -14,7 +14,7 @@ from smidgen import storage, targets
 from smidgen.adapter import Adapter
 from smidgen.delta import Method
 from smidgen.layers import positions
-from smidgen.manifest import checked_name
+from smidgen.manifest import checked_name, folder_of
 from smidgen.own import head_names, own_modules, own_parameters
 from smidgen.stacking import active_adapters, adapters, check_not_routed, set_active
 
@@ -116,7 +116,7 @@ def load(
 
     Args:
         model: the model that it was trained for.
-        path: a folder that `Adapter.save` or peft's `save_pretrained` wrote.
+        path: a folder that `Adapter.save` or peft's `save_pretrained` wrote, or the output of a run with one in it.
         name: another name for it; default: the one it was saved under.
         check_base: whether the model's weights must be those that it was trained on; peft's folders do not say.
         head: whether its task head comes along; otherwise the model's own is trained, which may have other classes:
@@ -134,7 +134,7 @@ def load(
 
     _check_model(model)
     with alone(model):
-        path = Path(path)
+        path = folder_of(Path(path))
         saved = (
             from_peft.read(model, path, head=head)
             if from_peft.is_peft(path)

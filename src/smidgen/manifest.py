@@ -20,6 +20,12 @@ TENSORS: Final = "adapter.safetensors"
 LONGEST_NAME = 64
 
 
+def folder_of(path: Path) -> Path:
+    """The folder of an adapter; the output of a run stands for the adapter in it."""
+    inside = path / "adapter"
+    return inside if inside.is_dir() else path
+
+
 def checked_name(name: str) -> str:
     """An adapter's name as it is: anything that can be read on one line; it is never a part of a path.
 

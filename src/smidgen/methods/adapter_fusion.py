@@ -37,7 +37,8 @@ class AdapterFusion(Method):
     Their numbers are copied, so that the saved adapter needs nothing but the model; their heads are left behind.
 
     Args:
-        adapters: two or more, separated by commas: names of adapters on the model, or folders of saved ones.
+        adapters: two or more, separated by commas: names of adapters on the model, folders of saved ones, or
+            outputs of runs.
         reduction: theirs: the hidden size over the bottlenecks' width.
         nonlinearity: theirs.
 
@@ -87,7 +88,7 @@ class AdapterFusion(Method):
 
     def contents(self) -> dict[str, str]:
         """The hashes of its adapters, as their folders have them."""
-        held = [Path(member) / manifest.FILE for member in self.members]
+        held = [manifest.folder_of(Path(member)) / manifest.FILE for member in self.members]
         return {"adapters": ", ".join(files.sha256(path) if path.is_file() else str(path.parent) for path in held)}
 
     def places(self, model: PreTrainedModel) -> list[Place]:
@@ -123,7 +124,7 @@ class AdapterFusion(Method):
             methods, places, deltas = adapter.methods, adapter.places, adapter.deltas
             more = adapter.own_names - adapter.head_names
         elif Path(member).is_dir():
-            saved = storage.read(model, Path(member), head=False)
+            saved = storage.read(model, manifest.folder_of(Path(member)), head=False)
             methods, places, deltas, more = tuple(saved.methods), saved.places, saved.deltas, frozenset(saved.own)
         else:
             raise UserError(

@@ -291,9 +291,7 @@ class Recipe(RunRecipe):
     @property
     def starting_folder(self) -> Path | None:
         """The folder of the adapter that training goes on from."""
-        if self.start is None:
-            return None
-        return next((path for path in (Path(self.start) / "adapter",) if path.is_dir()), Path(self.start))
+        return None if self.start is None else manifest.folder_of(Path(self.start))
 
     def title_of(self, spec: TechniqueSpec) -> str:
         """A technique's name for people; its options too, if the recipe compares another entry of the same one."""
