@@ -51,9 +51,7 @@ def main() -> None:
         print(f"{folder:20}{other:8,}{own:9,}")
     print(f"{'together':20}{there:8,}{here:9,}")
     every = lines(ours / "methods")
-    mechanism = lines(
-        *(file for file in ours.glob("*.py") if file.stem not in ("cli", "__main__", "download", "embedded"))
-    )
+    mechanism = lines(*(file for file in ours.glob("*.py") if file.stem not in ("__main__", "download", "embedded")))
     print(f"\nAll {len(METHODS)} techniques here: {every:,} lines, {every / len(METHODS):.0f} a technique.")
     print(f"What they share here (attachment, storage, rows, combining): {mechanism:,} lines.")
     shared = lines(theirs) - lines(theirs / "tuners") + lines(*theirs.glob("tuners/*.py"))

@@ -2,8 +2,9 @@
 
     python benchmarks/peers.py FOLDER/banking77.yaml examples/questions.yaml RESULTS.json [--only mixed]
 
-The recipes are those of examples/, banking77's with its data beside it. Before anything is timed, losses and gradients
-must agree. Both ways go in turn; seconds are the processor's, and on a GPU, which is used if there is one, the clock's.
+The recipes are those of examples/, banking77's with its data beside it. Before a step is timed, losses and gradients
+must agree, and before a pass over mixed rows the states; whole runs give their losses. Both ways go in turn. Seconds
+are the processor's, and on a GPU, which is used if there is one, the clock's.
 
 step-minilm: a training step of LoRA on all linear layers, 32 rows of banking77, grouped by length.
 step-smollm2: the same of SmolLM2, 8 questions with their answers, every token learned.
@@ -33,6 +34,7 @@ from pair import AGREES, ROUNDS, Pair, body, perturb, seconds_of
 from peers_runs import eight, one_pass, recipe, top_third
 from side_by_side import DEVICE, agreement, alternated, device_name, roof
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from smidgen import Adapter, LoRA, attach, rows, save_peft
 from smidgen.files import read_json, write_json
@@ -87,16 +89,24 @@ def step(recipe: Path, rows_at_once: int, *, every_token: bool = False) -> dict[
     if DEVICE.type != "cpu":
         del ways["peft by oneDNN"]
     found = alternated(ways, ROUNDS)
-    return found | agreed | roof_of(pair)
+    return found | agreed | roof_of(pair, found["seconds"]["smidgen"]["median"])
 
 
-def roof_of(pair: Pair) -> dict[str, Any]:
-    """What the machine's products reach, and how many operations of a step's are products with frozen weights."""
+def roof_of(pair: Pair, seconds: float) -> dict[str, Any]:
+    """What the machine's products reach, how many operations of our step are products, and what part of it they are."""
     with exact_onednn(DEVICE):
         gflops = roof()
-    linear = sum(p.numel() for name, p in pair.ours.named_parameters() if p.dim() == 2 and "embed" not in name)
+    with FlopCounterMode(display=False) as counter:
+        for number in range(len(pair.batches)):
+            pair.step(number)
+    products = counter.get_total_flops() / len(pair.batches) / 1e9
     padded = sum(len(batch) * max(len(row.input_ids) for row in batch) for batch in pair.batches) / len(pair.batches)
-    return {"roof_gflops": round(gflops, 1), "linear_parameters": linear, "padded_tokens": padded}
+    return {
+        "roof_gflops": round(gflops, 1),
+        "products_gflop": round(products, 2),
+        "share_of_roof": round(products / seconds / gflops, 3),
+        "padded_tokens": padded,
+    }
 
 
 def activations(recipe: Path, rows_at_once: int) -> dict[str, Any]:

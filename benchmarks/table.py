@@ -52,8 +52,8 @@ def sweep(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def every(tasks: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
     """Each task's mean over the seeds with their standard deviation, the best of the first task first; its costs."""
-    yield f"| technique | {' | '.join(f'{task}, %' for task in tasks)} | trained | core seconds | disk |"
-    yield "|---" * (len(tasks) + 4) + "|"
+    yield f"| technique | {' | '.join(f'{task}, %' for task in tasks)} | trained | disk |"
+    yield "|---" * (len(tasks) + 3) + "|"
     names = dict.fromkeys(row["technique"] for rows in tasks.values() for row in rows)
     means = {name: [mean(scores_of(rows, name) or [0.0]) for rows in tasks.values()] for name in names}
     for name in sorted(names, key=means.__getitem__, reverse=True):
@@ -63,7 +63,6 @@ def every(tasks: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
             f"[{METHODS[name].title}](techniques/{name}.md)",
             *(spread(scores_of(rows, name)) for rows in tasks.values()),
             numbers.percent(own[0]["share"]),
-            f"{min(row['core_seconds'] for row in own):.0f}",
             numbers.size(own[0]["disk_bytes"]),
         ]
         yield f"| {' | '.join(cells)} |"

@@ -49,6 +49,7 @@ def test_a_recipe_takes_them(path: Path) -> None:
     chosen = read("choose.trained=600k", "choose.memory=1.5GB", "identify.budget=250").choose
     assert (chosen.trained, chosen.memory) == (600_000, 1_500_000_000)
     assert read("choose.trained=600000").choose.trained == 600_000
+    assert read("choose.trained=2.01M").choose.trained == 2_010_000
     assert read("identify.budget=250").identify.budget == "250"
 
 

@@ -99,6 +99,12 @@ def test_streams_are_written_once_and_again_when_a_file_has_changed(
         assert write() == first
     assert write(share=0.5) != first
     assert write() == first
+    more = written(tmp_path, {"b.txt": words(500, seed=2), "c.txt": words(500, seed=3)})
+    both = [
+        write_streams(tmp_path / "tokens", [paths[0], *trained], held, WORD, end=END, share=0.2)
+        for trained, held in (([more[0]], [more[1]]), ([], more))
+    ]
+    assert len(both[0].train) == 2 * len(both[1].train)
     paths[0].write_text(words(500, seed=1))
     os.utime(paths[0], ns=(0, 0))
     assert write() != first

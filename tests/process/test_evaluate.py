@@ -130,11 +130,24 @@ def test_rouge_counts_words_pairs_and_the_longest_common_order() -> None:
         "\u043f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440",
         "\u4f60\u597d\u4e16\u754c",
         "sch\u00f6ne Gr\u00fc\u00dfe",
+        "\u092e\u0948\u0902 \u0939\u0942\u0901",
     ],
 )
 def test_rouge_knows_every_alphabet(text: str) -> None:
     assert rouge([text], [text]) == {"rouge_1": 1.0, "rouge_2": 1.0, "rouge_l": 1.0}
     assert rouge([text], ["x y"])["rouge_1"] == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "answer", "shared"),
+    [
+        ("\u0930\u093e\u092e \u0915\u0940", "\u0930\u093e\u092e \u0915\u093e", 1 / 2),  # another vowel, another word
+        ("caf\u00e9", "cafe\u0301", 1.0),
+        ("\u4f60\u597d ok_1", "\u4f60 ok_1", 4 / 5),
+    ],
+)
+def test_marks_belong_to_their_words(given: str, answer: str, shared: float) -> None:
+    assert rouge([given], [answer])["rouge_1"] == pytest.approx(shared)
 
 
 def test_rows_without_any_span_are_said_to_score_nothing(tmp_path: Path) -> None:
@@ -192,7 +205,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(writer: Job) -> None:
         generate(writer.model, writer.tokenizer, rows, pad_id=0, max_new_tokens=6, batch_size=size) for size in (1, 16)
     )
     assert alone == together
-    assert len(set(alone)) > 2
+    assert len({answer.text for answer in alone}) > 2
 
 
 def test_exact_match_counts_the_expected_answers(writer: Job) -> None:

@@ -109,6 +109,12 @@ def test_other_tasks_are_looked_at_as_well(tmp_path: Path) -> None:
     spans[3] = {"text": spans[4]["text"], "spans": []}
     inspection = inspect_data(job(tmp_path / "spans", {"train": spans}, task="token-classification"))
     assert found(inspection, "Different spans of one text").rows[0].note in ("fish 4-8 / ", " / fish 4-8")
+    again = [
+        {"text": text, "spans": [{"start": start, "end": start + 4, "label": "city"}]}
+        for text, start in (("go to  Rome", 7), ("go to Rome", 6))
+    ]
+    spaced = inspect_data(job(tmp_path / "spaced", {"train": [*spans[5:], *again]}, task="token-classification"))
+    assert "Different spans of one text" not in {one.title for one in spaced.findings}
     assert sum(inspection.labels[0][split] for split in ("train", "validation", "test")) == 39
 
 
@@ -202,4 +208,5 @@ def test_similar_texts_are_found_with_their_like() -> None:
     texts = ["where is my new card?", "nothing of the kind here", "The transfer has not  arrived!"]
     pairs = nearly_equal(texts, others, least=0.8)
     assert {(pair.one, pair.other) for pair in pairs} == {(0, 0), (2, 1)}
+    assert not nearly_equal(["Xylophonic quetzals juggle vexingly: where is my new card"], others)
     assert nearly_equal([], others) == nearly_equal(texts, []) == nearly_equal(["a"], ["?"]) == []

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
 from smidgen.errors import Interrupted, UserError
@@ -74,11 +75,37 @@ def test_an_answer_has_room_behind_the_longest_prompt(tmp_path: Path, architectu
     rows = ["the " * 200, "the day is"]
     answers = list(predict(job, rows, batch_size=2, tell=told.append))
     assert [answer["text"] for answer in answers] == rows
-    assert told == [f"1 of 2 texts are longer than {job.room.prompt(128)} tokens; their ends were cut."]
+    assert told[0] == f"1 of 2 texts are longer than {job.room.prompt(128)} tokens; their ends were cut."
+    told.clear()
     assert 9 <= job.room.answer(128) <= job.room.positions - job.room.prompt(128)
     (tmp_path / "long.csv").write_text("text,answer\n" + f"{'the ' * 200},{'fine ' * 100}\n")
     assert "exact_match" in job.evaluate(str(tmp_path / "long.csv"), tell=told.append)
-    assert f"1 of 1 texts of {tmp_path}/long.csv are longer than {job.room.row} tokens" in told[1]
+    assert f"1 of 1 texts of {tmp_path}/long.csv are longer than {job.room.row} tokens" in told[0]
+    most = job.room.answer(200)
+    assert f"Answers are written up to {most} tokens" in told[-1]
+
+
+def test_answers_that_were_cut_off_are_told(tmp_path: Path) -> None:
+    path = save_recipe(tmp_path, RECIPE.replace(", head_learning_rate: 0.01", ""), decoder=True)
+    job = prepare(load_recipe(path))
+    ends = torch.zeros(60)
+    ends[2] = 1e4
+    told: list[str] = []
+    rows = ["the day is", "the film is", "a book"]
+
+    def head(module: torch.nn.Module, inputs: object, logits: torch.Tensor) -> torch.Tensor:
+        """The first row's answer ends at once."""
+        first = torch.zeros(len(logits), 1, 1)
+        first[0] = 1.0
+        return logits + first * ends - (1 - first) * ends
+
+    handle = job.model.get_output_embeddings().register_forward_hook(head)
+    answers = list(predict(job, rows, batch_size=3, max_new_tokens=5, tell=told.append))
+    handle.remove()
+    assert answers[0]["answer"] == ""
+    assert told == ["2 of 3 answers were cut off after 5 tokens. --max-new-tokens allows more."]
+    list(predict(job, rows, batch_size=3, max_new_tokens=500, tell=told.append))
+    assert "The model takes no longer ones." in told[-1]
 
 
 def test_skipped_rows_are_told(tmp_path: Path) -> None:
@@ -91,8 +118,12 @@ def test_skipped_rows_are_told(tmp_path: Path) -> None:
 
 
 def test_virtual_tokens_that_leave_no_room_are_refused(tmp_path: Path) -> None:
-    job = prepare(load_recipe(save_recipe(tmp_path), ["technique={name: prompt-tuning, length: 60}"]))
-    with pytest.raises(UserError, match="Prompt tuning's length=60 leaves no room for a text.*takes 48 tokens. Lower"):
+    path = save_recipe(tmp_path)
+    with pytest.raises(UserError, match="Prompt tuning's length=60 leaves no room for a text.* 48 positions. Lower"):
+        prepare(load_recipe(path, ["technique={name: prompt-tuning, length: 60}"]))
+    job = prepare(load_recipe(path, ["technique={name: prompt-tuning, length: 40}"]))
+    job.tokenizer.model_max_length = 40
+    with pytest.raises(UserError, match="Prompt tuning's length=40 leaves no room for a text.*takes 40 tokens. Lower"):
         job.plan()
 
 

@@ -362,6 +362,12 @@ def test_an_override_is_as_if_written_in_the_file(tmp_path):
     assert (recipe.seeds, recipe.data.label) == ((1, 2), "off")
 
 
+@pytest.mark.parametrize("template", ["Review {text} #sentiment", "# {text}", "{text} # Answer:"])
+def test_an_override_has_no_comments(tmp_path, template):
+    assert load(tmp_path, SMALLEST, f"data.template={template}").data.template == template
+    assert load(tmp_path, SMALLEST, f'data.template="{template}"').data.template == template
+
+
 def test_an_override_may_be_json(tmp_path):
     recipe = load(tmp_path, SMALLEST, 'technique={"name": "lora", "rank": 4, "learning_rate": 3.3e-05}')
     assert recipe.technique == TechniqueSpec.parse({"name": "lora", "rank": 4, "learning_rate": 3.3e-5})

@@ -96,6 +96,13 @@ def test_quotes_in_a_tsv_that_are_no_quoting_are_characters(tmp_path):
     ]
 
 
+def test_quotes_in_a_tsv_that_would_join_whole_records_are_characters(tmp_path):
+    lines = 'text\tlabel\n"so good\tpos\nso bad"\tneg\nfine\tpos\n'
+    assert read(write(tmp_path, "a.tsv", lines)).rows == [('"so good', "pos"), ('so bad"', "neg"), ("fine", "pos")]
+    quoted = 'text\tlabel\n"two\nlines"\tpos\n"a\ttab"\tneg\n'
+    assert read(write(tmp_path, "b.tsv", quoted)).rows == [("two\nlines", "pos"), ("a\ttab", "neg")]
+
+
 def test_class_numbers_of_a_datasets_file_become_their_names(tmp_path):
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=features)

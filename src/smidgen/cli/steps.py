@@ -242,15 +242,17 @@ def predict(
     run: RunFolder,
     rows: Annotated[str, typer.Argument(help="A file of texts, or - for lines on standard input.")] = "-",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where a written answer is cut off.")] = 128,
 ) -> None:
     """Answer texts with a trained adapter, one JSON line each, in their order.
 
-    A row that cannot be read gets an error in its place, and is counted at the end; the exit status stays 0.
+    A row that cannot be read gets an error in its place, and is counted at the end; so are texts and answers that were
+    cut. The exit status stays 0.
 
     Examples: `smidgen predict runs/recipe new.csv > answers.jsonl`, `echo "my card" | smidgen predict runs/recipe`
     """
     from smidgen.process.opening import reopen
 
-    for answer in reopen(run).predict(rows, batch_size=batch_size, tell=tell):
+    for answer in reopen(run).predict(rows, batch_size=batch_size, max_new_tokens=max_new_tokens, tell=tell):
         if is_first():
             print(as_json_text(answer), flush=True)

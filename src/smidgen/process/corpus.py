@@ -155,7 +155,7 @@ def write_streams(
         """Whether a page is one of the share."""
         return validation is None and int((number + 1.5) * share) > int((number + 0.5) * share)
 
-    source = _described([*paths, *(validation or [])], tokenizer, end, share, aside=validation is None)
+    source = _described(paths, validation, tokenizer, end, share)
     if not _is_whole(folder, source):
         with files.new_folder(folder) as new:
             with (new / "train").open("wb") as train, (new / "validation").open("wb") as held:
@@ -184,16 +184,24 @@ def _parted(found: Iterable[Page], aside: Callable[[int], bool]) -> Iterator[Pag
 
 
 def _described(
-    paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase, end: int, share: float, *, aside: bool
+    paths: Sequence[Path],
+    validation: Sequence[Path] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    end: int,
+    share: float,
 ) -> dict[str, object]:
     """What the streams depend on; of a file its length and its time, since reading it all again may take hours."""
-    known = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+    def known(paths: Sequence[Path]) -> list[list[object]]:
+        return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
     words = json.dumps(sorted(tokenizer.get_vocab().items()))
     return {
-        "files": known,
+        "files": known(paths),
+        "validation": None if validation is None else known(validation),
         "vocabulary": hashlib.sha256(words.encode()).hexdigest(),
         "end": end,
-        "share": share if aside else None,
+        "share": share if validation is None else None,
     }
 
 

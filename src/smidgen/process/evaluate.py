@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -155,6 +155,13 @@ def longest_answer(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -
     return max(map(len, ids)) + UNFINISHED
 
 
+class Answer(NamedTuple):
+    """What was written, without spaces at its ends, and whether it came to its end before it was cut off."""
+
+    text: str
+    is_whole: bool
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -164,8 +171,8 @@ def generate(
     max_new_tokens: int,
     batch_size: int = 32,
     precision: str = "fp32",
-) -> list[str]:
-    """The greedy answer to each prompt, in their order, without spaces at its ends.
+) -> list[Answer]:
+    """The greedy answer to each prompt, in their order.
 
     Args:
         model: generates.
@@ -177,7 +184,7 @@ def generate(
         precision: number format of the activations.
     """
 
-    def answer(batch: list[Encoded]) -> list[str]:
+    def answer(batch: list[Encoded]) -> list[Answer]:
         inputs = collate(batch, pad_id, "left")
         with autocast(model, precision):
             tokens = model.generate(  # type: ignore[operator]
@@ -189,8 +196,11 @@ def generate(
                 synced_gpus=is_sharded(model),
             )
         new = tokens[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+        written = tokenizer.batch_decode(new, skip_special_tokens=True)
+        ended = torch.isin(new, ends.to(new.device)).any(1).tolist()
+        return [Answer(text.strip(), is_whole) for text, is_whole in zip(written, ended, strict=True)]
 
+    ends = torch.tensor(model.generation_config.eos_token_id or []).view(-1)
     return _in_batches(model, prompts, batch_size, None, answer)
 
 

@@ -89,7 +89,7 @@ def counted(unit: Unit, example: str) -> Callable[[object], object]:
             found = None
         if found is None or found.unit != unit:
             raise ValueError(f"must be {unit}, such as {example}.")
-        return int(found.value)
+        return round(found.value)
 
     return read
 

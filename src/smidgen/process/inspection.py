@@ -217,18 +217,30 @@ def repeated(look: Look) -> Iterator[Finding]:
 
 def contradicted(look: Look) -> Iterator[Finding]:
     """Texts that have several labels, answers or spans."""
-    known: dict[str, dict[str, int]] = defaultdict(dict)
+    known: dict[str, dict[object, int]] = defaultdict(dict)
     for index, (split, number) in enumerate(look.places):
-        known[look.plain[split][number]].setdefault(look.answer(look.rows[index]), index)
-    several = [answers for answers in known.values() if len(answers) > 1]
+        known[look.plain[split][number]].setdefault(_meant(look, look.rows[index]), index)
+    several = [list(answers.values()) for answers in known.values() if len(answers) > 1]
     if several:
         what = ANSWERS[look.task]
-        rows = [look.found(*look.places[min(own.values())], note=" / ".join(map(_short, own))) for own in several]
+        answers = [[_short(look.answer(look.rows[index])) for index in own] for own in several]
+        rows = [
+            look.found(*look.places[min(own)], note=" / ".join(told))
+            for own, told in zip(several, answers, strict=True)
+        ]
         yield Finding(
             f"Different {what} of one text",
             f"{counted(several, 'text')} with different {what} in different rows.",
             rows,
         )
+
+
+def _meant(look: Look, row: Example) -> object:
+    """A row's label or answer, or its spans in its normalized text, where white space moves nothing."""
+    if row.spans is None:
+        return look.answer(row)
+    ends = [[len(normalize(row.text[:place])) for place in (span.start, span.end)] for span in row.spans]
+    return tuple((span.label, *own) for span, own in zip(row.spans, ends, strict=True))
 
 
 def mislabelled(look: Look) -> Iterator[Finding]:

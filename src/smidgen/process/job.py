@@ -14,7 +14,7 @@ from smidgen.process import predict as prediction
 from smidgen.process.corpus import sampled_text
 from smidgen.process.data import Example, TaskData, load_data, read_examples, shared_texts
 from smidgen.process.encoding import Encoded, encode, pad_id
-from smidgen.process.evaluate import evaluate, generate, longest_answer
+from smidgen.process.evaluate import Answer, evaluate, generate, longest_answer
 from smidgen.process.frozen_states import FrozenStates
 from smidgen.process.memory import told_when_it_runs_out
 from smidgen.process.models import kind
@@ -118,7 +118,7 @@ class Job:
         """How many tokens a row may have."""
         return Room(self.model, self.tokenizer, self.adapter, self.recipe.data.max_length)
 
-    def answer(self, texts: Sequence[str], *, max_new_tokens: int, batch_size: int) -> tuple[list[str], int]:
+    def answer(self, texts: Sequence[str], *, max_new_tokens: int, batch_size: int) -> tuple[list[Answer], int]:
         """The greedy answers to texts, and how many of the texts were cut."""
         prompts, cut = self.encode([Example(text) for text in texts], max_length=self.room.prompt(max_new_tokens))
         answers = generate(
@@ -218,7 +218,18 @@ class Job:
         if self.recipe.task == "generation":
             texts, answers = [example.text for example in examples], [example.answer or "" for example in examples]
             longest = longest_answer(self.tokenizer, answers)
-            given, _ = self.answer(texts, max_new_tokens=longest, batch_size=self.recipe.training.rows_at_once)
+            found, shortened = self.answer(texts, max_new_tokens=longest, batch_size=self.recipe.training.rows_at_once)
+            if shortened > cut:
+                tell(
+                    f"{shortened} of {len(texts)} prompts were cut to {self.room.prompt(longest)} tokens, so that an "
+                    "answer fits behind them."
+                )
+            if (most := self.room.answer(longest)) < longest:
+                tell(
+                    f"Answers are written up to {most} tokens, a quarter of what the model takes, and the longest "
+                    f"expected one needs up to {longest}: exact match and ROUGE are of what was written."
+                )
+            given = [answer.text for answer in found]
             scores |= {"exact_match": exact_match(given, answers), **rouge(given, answers)}
         return scores
 
@@ -231,8 +242,13 @@ class Job:
         return (f"Whether {source} has rows that were trained on is not known: the run's own data have changed.",)
 
     def predict(
-        self, source: str, *, batch_size: int, tell: Callable[[str], object] = lambda note: None
+        self,
+        source: str,
+        *,
+        batch_size: int,
+        max_new_tokens: int = prediction.MAX_NEW_TOKENS,
+        tell: Callable[[str], object] = lambda note: None,
     ) -> Iterator[dict[str, Any]]:
-        """Answer the texts of a file, or the lines of standard input for "-"; `tell` hears if texts were cut."""
+        """Answer the texts of a file, or the lines of standard input for "-"; `tell` hears what was cut."""
         texts = prediction.texts(source, self.recipe.data.text)
-        return prediction.predict(self, texts, batch_size=batch_size, tell=tell)
+        return prediction.predict(self, texts, batch_size=batch_size, max_new_tokens=max_new_tokens, tell=tell)

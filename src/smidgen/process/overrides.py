@@ -65,6 +65,8 @@ def _index(node: dict[str, Any] | list[Any], path: list[str], assignment: str) -
 def _value(text: str, assignment: str) -> Any:
     flow = text.strip() == "{}" or re.match(r"\s*(\[|\{\s*[\"']?[\w-]+[\"']?\s*:)", text)
     quoted = text.lstrip().startswith(('"', "'"))
+    if not flow and not quoted and re.search(r"(^|\s)#", text):
+        return text.strip()  # in a file it would be a comment
     try:
         value = parse(text, f"--set {shown(assignment)}")
     except UserError:

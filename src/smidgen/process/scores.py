@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,12 +60,23 @@ def exact_match(given: Sequence[str], answers: Sequence[str]) -> float:
 class _Words:
     """Words of any alphabet, where Google's own knows a to z; of scripts without spaces each character."""
 
-    alone = "\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"
-    pattern = re.compile(rf"[{alone}]|[^\W{alone}]+")
+    alone = re.compile("[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]")
 
     def tokenize(self, text: str) -> list[str]:
-        """The words, in small letters."""
-        return self.pattern.findall(text.lower())
+        """The words, in small letters, with the marks that belong to them, such as the vowels of Hindi."""
+        found: list[str] = []
+        goes_on = False
+        for letter in unicodedata.normalize("NFC", text.lower()):
+            is_alone = self.alone.match(letter) is not None
+            if is_alone or letter.isalnum() or letter == "_" or unicodedata.category(letter)[0] == "M":
+                if goes_on and not is_alone:
+                    found[-1] += letter
+                else:
+                    found.append(letter)
+                goes_on = not is_alone
+            else:
+                goes_on = False
+        return found
 
 
 def rouge(given: Sequence[str], answers: Sequence[str]) -> dict[str, float]:

@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from smidgen.errors import UserError
 from smidgen.files import unique
@@ -40,18 +40,25 @@ def _csv(path: Path, columns: tuple[str, ...], name: str) -> Found:
 
 
 def _tsv(path: Path, columns: tuple[str, ...], name: str) -> Found:
-    """Quoted as CSV is, or, where that reading fails, with every quote a character like any other (as in GLUE)."""
+    """Quoted as CSV is, or, where that is no reading, with every quote a character like any other (as in GLUE)."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        try:
-            found = list(_delimited(csv.reader(lines, delimiter="\t", strict=True), columns, name))
-        except _BrokenQuotes:
-            lines.seek(0)
-            found = list(_delimited(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), columns, name))
-    yield from found
+        how: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if _is_unquoted(lines) else {"strict": True}
+        lines.seek(0)
+        yield from _delimited(csv.reader(lines, delimiter="\t", **how), columns, name)
 
 
-class _BrokenQuotes(UserError):
-    pass
+def _is_unquoted(lines: IO[str]) -> bool:
+    """Whether to read quotes as such fails, or joins fields or lines that are whole records by themselves."""
+    csv.field_size_limit(LONGEST_FIELD)
+    try:
+        records = csv.reader(lines, delimiter="\t", strict=True)
+        if not any("\t" in field or "\n" in field for record in records for field in record):
+            return False
+    except csv.Error:
+        return True
+    lines.seek(0)
+    plain = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return len({len(record) for record in plain if record}) == 1
 
 
 def _delimited(reader: Any, columns: tuple[str, ...], name: str) -> Found:
@@ -78,7 +85,7 @@ def _delimited(reader: Any, columns: tuple[str, ...], name: str) -> Found:
                 yield line, [record[place] for place in places]
             line = reader.line_num + 1
     except csv.Error as error:
-        raise _BrokenQuotes(
+        raise UserError(
             f"{name}, line {line}: {error}. A field with a comma, a quote or a line break belongs in quotes, "
             "and a quote in it is doubled."
         ) from error

@@ -83,6 +83,8 @@ def parse(text: str, source: str) -> Any:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         hint = ": text that holds ': ' belongs in quotes" if "mapping values" in str(error.problem) else ""
         raise UserError(f"{source}{where}: {error.problem}{hint}.") from error
+    except RecursionError as error:
+        raise UserError(f"{source} holds lists or mappings inside each other beyond what can be read.") from error
     except yaml.YAMLError as error:
         raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}.") from error
 

@@ -6,14 +6,11 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from smidgen.errors import UserError
 from smidgen.process.problems import unknown
 from smidgen.process.sources import FILES, Found, embedded_rows, hub_rows
-
-if TYPE_CHECKING:
-    pass
 
 ROWS_NAMED = 5
 """How many bad rows of a kind a message names."""

@@ -1,0 +1,99 @@
+"""What the options of docs/speed.md do here: number formats, compiled blocks, and frozen blocks that do not drop out.
+
+    python benchmarks/options.py FOLDER/banking77.yaml examples/questions.yaml RESULTS.json [--only precision]
+
+precision: seconds a step, the peak of the process, and what 8-bit weights round, of some steps of SmolLM2 with LoRA.
+compile: seconds a step of MiniLM with LoRA, compiled or not, and the time before the first step that compiling takes.
+dropout: test accuracy of LoRA in MiniLM's last two blocks with three seeds, frozen blocks dropping out or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training import train
+
+from smidgen.files import read_json, write_json
+
+FEW, MORE = 8, 24
+"""Steps of the runs whose difference is the time of a step."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("banking77", type=Path)
+    parser.add_argument("questions", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--only", default=",".join(CASES))
+    chosen = parser.parse_args()
+    for case in chosen.only.split(","):
+        found = CASES[case](chosen)
+        results = read_json(chosen.results) if chosen.results.exists() else {}
+        write_json(chosen.results, {**results, case: found})
+        print(case, found, flush=True)
+
+
+def precision(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Of each number format: seconds a step, peak memory, and what a user is told about rounding."""
+    found = {}
+    for kind in ("fp32", "bf16", "int8"):
+        runs = [_run(chosen.questions, {"training.precision": kind}, steps) for steps in (FEW, MORE)]
+        found[kind] = {
+            **_step(*runs),
+            "peak_memory_bytes": runs[-1]["peak_memory_bytes"],
+            "notes": [note for note in runs[-1]["notes"] if "8-bit" in note],
+        }
+    return found
+
+
+def compiled(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Of blocks as they are and compiled: seconds a step, and before the first one."""
+    found = {}
+    for name, on in (("as they are", False), ("compiled", True)):
+        changes = {"training.compile": on, "training.frozen_states": "off"}
+        found[name] = _step(*(_run(chosen.banking77, changes, steps) for steps in (FEW, MORE)))
+    return found
+
+
+def dropout(chosen: argparse.Namespace) -> dict[str, list[float]]:
+    """Test accuracy of each seed, frozen blocks dropping out and not."""
+    technique = {"name": "lora", "layers": "last:2"}
+    return {
+        name: [
+            train(
+                chosen.banking77,
+                {"technique": technique, "training.frozen_dropout": on, "training.epochs": 2, "training.seed": seed},
+                jobs=1,
+            )["test"]["accuracy"]
+            for seed in range(3)
+        ]
+        for name, on in (("dropping out", True), ("not", False))
+    }
+
+
+def _run(recipe: Path, changes: dict[str, Any], steps: int) -> dict[str, Any]:
+    common = {"technique": "lora", "data.rows": 400, "training.max_steps": steps, "score_test": False}
+    metrics = train(recipe, {**common, **changes}, jobs=1)
+    if "error" in metrics:
+        raise SystemExit(metrics["error"])
+    return metrics
+
+
+def _step(few: dict[str, Any], more: dict[str, Any]) -> dict[str, float]:
+    """Seconds of a step, from two runs of the same rows, and those that the shorter one took beside its steps."""
+    a_step = (more["seconds"] - few["seconds"]) / (MORE - FEW)
+    return {"step_seconds": round(a_step, 4), "before_seconds": round(few["seconds"] - FEW * a_step, 2)}
+
+
+CASES: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "precision": precision,
+    "compile": compiled,
+    "dropout": dropout,
+}
+
+
+if __name__ == "__main__":
+    main()
