@@ -148,14 +148,7 @@ class Adapter:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What is trained, each once, for an optimizer."""
-        found: dict[int, nn.Parameter] = {}
-        for _, _, delta in self.entries():
-            direct = not delta._modules  # most have no modules inside, and a switch between adapters comes by here
-            for parameter in delta._parameters.values() if direct else delta.parameters():
-                if parameter is not None:
-                    found.setdefault(id(parameter), parameter)
-        yield from found.values()
-        yield from self._own.own().values()
+        return (parameter for _, parameter in self.named_parameters())
 
     @property
     def own_names(self) -> frozenset[str]:
