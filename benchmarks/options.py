@@ -60,23 +60,22 @@ def compiled(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def dropout(chosen: argparse.Namespace) -> dict[str, list[float]]:
     """Test accuracy of each seed, frozen blocks dropping out and not."""
-    technique = {"name": "lora", "layers": "last:2"}
-    return {
-        name: [
-            train(
-                chosen.banking77,
-                {"technique": technique, "training.frozen_dropout": on, "training.epochs": 2, "training.seed": seed},
-                jobs=1,
-            )["test"]["accuracy"]
-            for seed in range(3)
-        ]
-        for name, on in (("dropping out", True), ("not", False))
-    }
+    common = {"technique": {"name": "lora", "layers": "last:2"}, "training.epochs": 2}
+    found = {}
+    for name, on in (("dropping out", True), ("not", False)):
+        changes = {**common, "training.frozen_dropout": on}
+        runs = [_measured(chosen.banking77, {**changes, "training.seed": seed}) for seed in range(3)]
+        found[name] = [run["test"]["accuracy"] for run in runs]
+    return found
 
 
 def _run(recipe: Path, changes: dict[str, Any], steps: int) -> dict[str, Any]:
     common = {"technique": "lora", "data.rows": 400, "training.max_steps": steps, "score_test": False}
-    metrics = train(recipe, {**common, **changes}, jobs=1)
+    return _measured(recipe, {**common, **changes})
+
+
+def _measured(recipe: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    metrics = train(recipe, changes, jobs=1)
     if "error" in metrics:
         raise SystemExit(metrics["error"])
     return metrics

@@ -128,6 +128,8 @@ def test_ties_trims_an_adapter_s_matrices_together() -> None:
     kept = largest(updates, 0.25)
     assert kept["large"].flatten().tolist() == [0.0] * 4 + [5.0, 6.0, 7.0, 8.0]
     assert not kept["small"].any()
+    assert int((largest({"a": torch.ones(10), "b": -torch.ones(10)}, 0.2)["a"] != 0).sum()) <= 4
+    assert largest({}, 0.2) == {}
 
 
 @pytest.mark.parametrize("how", ["sum", "ties", "dare"])
@@ -167,11 +169,13 @@ def test_other_changes_of_weights_become_the_nearest_lora(how: str) -> None:
                 torch.testing.assert_close(changes(made)[place.name], expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("how", ["sum", "ties", "dare"])
 @pytest.mark.parametrize("order", [("own", "lora"), ("lora", "own")])
-def test_one_that_trains_the_model_s_own_alone_leaves_the_others_in(order: tuple[str, str]) -> None:
+def test_one_that_trains_the_model_s_own_alone_leaves_the_others_in(order: tuple[str, str], how: str) -> None:
     methods = {"own": METHODS["head"](), "lora": LoRA(rank=2)}
     model, found = members({name: methods[name] for name in order}, "bert")
-    combined = combine(model, dict.fromkeys(order, 0.5), name="both")
+    rank = None if how == "sum" else 2
+    combined = combine(model, dict.fromkeys(order, 0.5), name="both", how=how, rank=rank)  # type: ignore[arg-type]
     assert [method.name for method in combined.methods] == ["lora"]
     assert len(combined.places[0]) == len(found["lora"].places[0])
 

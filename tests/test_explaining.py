@@ -25,6 +25,7 @@ from smidgen import (
     attach,
     explain,
 )
+from smidgen.eight_bit import to_eight_bits
 from smidgen.layers import embedding_rows
 from smidgen.report.explained import as_picture, as_text
 from smidgen.updates import changes
@@ -132,6 +133,12 @@ def test_a_change_by_a_product_is_explained_by_the_spectrum_of_what_it_adds(meth
     (told,) = explain(adapter, most=3)
     expected = torch.linalg.svdvals(changes(adapter)[adapter.places[0][0].name])[:3]
     torch.testing.assert_close(torch.tensor([value for _, value in told.values]), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_changes_of_weights_in_eight_bits_are_left_out() -> None:
+    model = build("llama")
+    to_eight_bits(model)
+    assert explain(attach(model, OFT(block_size=8))) == []
 
 
 def test_what_has_no_words_is_left_out() -> None:

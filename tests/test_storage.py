@@ -322,9 +322,9 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", [PrefixTuning, PTuningV2, PromptTuning, HardPrompt], ids=lambda method: method.name)
 def test_virtual_tokens_that_leave_no_position_are_refused(method: type[Method]) -> None:
-    with pytest.raises(ValueError, match=r"'s length=40 leaves no room for a text.* has 40 positions"):
+    with pytest.raises(ValueError, match=r"'s length=40 leaves no room for a text: 40 .* take the 40 positions"):
         attach(build("bert"), method(length=40))
-    with pytest.raises(ValueError, match="'s length=30 leaves no room for a text"):
+    with pytest.raises(ValueError, match="'s length=30 leaves no room for a text: 40 virtual"):
         attach(build("bert"), [method(length=30), LoRA(), PTuning(length=10)])
 
 
@@ -369,6 +369,9 @@ def test_the_output_of_a_run_stands_for_the_adapter_in_it(saved: Path, tmp_path:
     shutil.copytree(saved, tmp_path / "run" / "adapter")
     methods = [load(build("bert"), folder).methods for folder in (saved, tmp_path / "run")]
     assert methods[0] == methods[1]
+    attach(build("bert"), LoRA(rank=3)).save(tmp_path / "outer")
+    shutil.copytree(saved, tmp_path / "outer" / "adapter")
+    assert load(build("bert"), tmp_path / "outer").methods[0].rank == 3  # an adapter itself
 
 
 def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
@@ -380,6 +383,7 @@ def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
 
 
 def test_a_file_that_a_system_hides_is_not_in_the_way(saved: Path) -> None:
-    (saved / ".DS_Store").write_text("")
+    for name in (".DS_Store", "._adapter.json", ".nfs0001"):
+        (saved / name).write_text("")
     attach(build("bert"), LoRA()).save(saved)
     assert sorted(file.name for file in saved.iterdir()) == ["adapter.json", "adapter.safetensors"]

@@ -77,8 +77,8 @@ def _check_room(model: PreTrainedModel, methods: Sequence[Method]) -> None:
     if virtual and limit is not None and virtual >= limit:
         longest = max(methods, key=lambda method: method.virtual_tokens)
         raise ValueError(
-            f"{longest.title}'s length={longest.virtual_tokens} leaves no room for a text: {type(model).__name__} has "
-            f"{limit} positions. Lower it."
+            f"{longest.title}'s length={longest.virtual_tokens} leaves no room for a text: {virtual} virtual tokens in "
+            f"all take the {limit} positions of {type(model).__name__}. Lower it."
         )
 
 

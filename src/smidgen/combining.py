@@ -234,9 +234,13 @@ def largest(updates: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
         updates: of one adapter, by their names.
         density: the share, above 0 and at most 1.
     """
-    sizes = torch.cat([update.abs().flatten() for update in updates.values()])
-    least = sizes.kthvalue(len(sizes) - max(1, round(density * len(sizes))) + 1).values
-    return {name: torch.where(update.abs() >= least, update, 0.0) for name, update in updates.items()}
+    if not updates:
+        return {}
+    whole = torch.cat([update.flatten() for update in updates.values()])
+    chosen = whole.abs().topk(max(1, round(density * len(whole)))).indices
+    kept = torch.zeros_like(whole).index_copy(0, chosen, whole[chosen])
+    parts = kept.split([update.numel() for update in updates.values()])
+    return {name: part.view_as(update) for (name, update), part in zip(updates.items(), parts, strict=True)}
 
 
 def _as_lora(model: PreTrainedModel, found: Mapping[str, Factors]) -> Made:
@@ -272,7 +276,7 @@ def _own(members: Sequence[Adapter], shares: Sequence[float], how: How, density:
         return {name: _weighted([own[name] for own in values], shares) for name in names}
     base = {name: members[0].base_parameters()[name].detach().float() for name in names}
     found = [{name: own[name] - base[name] for name in names} for own in values]
-    if how == "ties" and names:
+    if how == "ties":
         found = [largest(updates, density) for updates in found]
     return {
         name: base[name] + merged([updates[name] for updates in found], shares, how, density, generator)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from smidgen.delta import Delta
-from smidgen.layers import embedding_rows, weight_matrix
+from smidgen.layers import embedding_rows, is_quantized, weight_matrix
 from smidgen.methods.hard_prompt import HardPromptDelta
 from smidgen.methods.ia3 import IA3Delta
 from smidgen.methods.unipelt import GatedDelta
@@ -78,7 +78,7 @@ def _told(delta: Delta, layer: nn.Module, tokenizer: PreTrainedTokenizerBase | N
         found.append(_scales(delta, most))
     elif type(delta).update is not Delta.update:
         found.append(_spectrum(_core(delta) if delta.low_rank else delta.update(), most))
-    elif delta.mergeable:  # which changes the weight by a product or a norm, and is rounded
+    elif delta.mergeable and not is_quantized(layer):  # which changes the weight by a product or a norm, and is rounded
         update = change(layer, [delta])
         is_rounding = update.norm() <= ROUNDING * weight_matrix(layer).norm()
         found.append(_spectrum(torch.zeros_like(update) if is_rounding else update, most))

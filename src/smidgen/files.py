@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from smidgen.errors import UserError
 
-LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
-"""What a system puts into folders by itself."""
+LITTER = (".DS_Store", "Thumbs.db", "desktop.ini", "._*", ".nfs*")
+"""What a system puts into folders by itself, as patterns of names."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -92,7 +94,8 @@ def _replace_folder(new: Path, path: Path) -> None:
 def check_replaceable(path: Path, names: Collection[str]) -> None:
     """Raise a UserError if a folder has more than files of these names, and what a system puts there by itself."""
     there = [file.name for file in path.iterdir()] if path.is_dir() else []
-    if others := sorted(name for name in there if name not in names and name not in LITTER):
+    expected = (*map(glob.escape, names), *LITTER)
+    if others := sorted(name for name in there if not any(fnmatch.fnmatchcase(name, known) for known in expected)):
         raise UserError(
             f"{path} has other files, which would be lost: {', '.join(others[:5])}. Name a folder that is not there."
         )
@@ -118,18 +121,18 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def inside(folder: Path) -> list[Path]:
-    """The files in a folder, but hidden ones, by name."""
-    return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+def shown_in(folder: Path) -> list[Path]:
+    """What is in a folder, but what is hidden, by name."""
+    return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
 
 
-def sampled(paths: Sequence[Path]) -> str:
-    """A hash of files: of their names, their sizes, and evenly spaced pieces of each.
+def sampled(folder: Path) -> str:
+    """A hash of the files in a folder: of their names, their sizes, and evenly spaced pieces of each.
 
     Files of up to a megabyte count whole. Weights that were trained differ nearly everywhere, and are told apart.
     """
     digest = hashlib.sha256()
-    for path in paths:
+    for path in filter(Path.is_file, shown_in(folder)):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         pieces = 256 if size > 1 << 20 else 1

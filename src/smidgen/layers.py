@@ -65,6 +65,12 @@ def in_place(output: Tensor, *shape: int) -> Tensor:
     return torch.ops.aten._unsafe_view(output, shape)  # type: ignore[no-any-return]
 
 
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether the layer's weight has no numbers to compute with."""
+    weight = layer.weight
+    return not isinstance(weight, Tensor) or not weight.is_floating_point()
+
+
 def weight_matrix(layer: nn.Module) -> Tensor:
     """The weight of a linear layer as (out, in).
 
@@ -72,7 +78,7 @@ def weight_matrix(layer: nn.Module) -> Tensor:
         ValueError: it is quantized, so that there are no numbers to compute with.
     """
     weight = layer.weight
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+    if is_quantized(layer) or not isinstance(weight, Tensor):
         raise ValueError(f"A {type(layer).__name__}'s weight is quantized. Load the model unquantized.")
     return weight.detach().T if is_conv1d(layer) else weight.detach()
 

@@ -16,14 +16,15 @@ from smidgen.errors import UserError
 
 FORMAT: Final = 1
 FILE = "adapter.json"
+PEFT_FILE: Final = "adapter_config.json"
 TENSORS: Final = "adapter.safetensors"
 LONGEST_NAME = 64
 
 
 def folder_of(path: Path) -> Path:
-    """The folder of an adapter; the output of a run stands for the adapter in it."""
+    """The folder of an adapter; the output of a run, which is none itself, stands for the adapter in it."""
     inside = path / "adapter"
-    return inside if inside.is_dir() else path
+    return inside if inside.is_dir() and not any((path / file).is_file() for file in (FILE, PEFT_FILE)) else path
 
 
 def checked_name(name: str) -> str:

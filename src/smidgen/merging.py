@@ -6,9 +6,9 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from smidgen.delta import Delta
+from smidgen.layers import is_quantized
 from smidgen.stacking import adapters
 from smidgen.targets import Place
 
@@ -33,13 +33,12 @@ def check_mergeable(adapter: Adapter) -> None:
         raise ValueError(f"Detach the other adapters before merging {adapter.name!r}: {', '.join(others)}.")
     shared = Counter(id(p) for _, p in adapter.model.named_parameters(remove_duplicate=False))
     for _, place, _ in adapter.entries():
-        weight = place.layer.weight
-        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        if is_quantized(place.layer):
             raise ValueError(
                 f"{place.name} is quantized, and no update can be added to its weight. Load the model unquantized, "
                 "or keep the adapter attached."
             )
-        if shared[id(weight)] > 1:
+        if shared[id(place.layer.weight)] > 1:
             raise ValueError(
                 f"{place.name}'s weight is tied to another layer's, which merging would change too. Untie them, or "
                 "keep the adapter attached."

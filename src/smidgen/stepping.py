@@ -128,9 +128,11 @@ def _unscaled(adapter: Adapter, optimizer: Optimizer) -> Iterator[None]:
     gradients = [parameter.grad for parameter in adapter.parameters() if parameter.grad is not None]
     for gradient in gradients:
         gradient.div_(scale)
-    yield
-    for gradient in gradients:
-        gradient.mul_(scale)
+    try:
+        yield
+    finally:
+        for gradient in gradients:
+            gradient.mul_(scale)
 
 
 def _overflowed(optimizer: Optimizer) -> bool:

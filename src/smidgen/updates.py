@@ -34,7 +34,7 @@ def changes(adapter: Adapter) -> dict[str, Tensor]:
         try:
             found[name] = change(layer, [delta for place, delta in merging.in_order(adapter) if place.name == name])
         except ValueError as error:
-            raise ValueError(f"Adapter {adapter.name!r} changes the bias of {name} too, {error}.") from error
+            raise ValueError(f"Adapter {adapter.name!r} at {name}: {error}") from error
     return found
 
 
@@ -54,7 +54,7 @@ def change(layer: nn.Module, deltas: Sequence[Delta]) -> Tensor:
         delta.merge(merged)
     before, after = getattr(layer, "bias", None), getattr(merged, "bias", None)
     if isinstance(before, Tensor) and isinstance(after, Tensor) and not torch.equal(before.float(), after):
-        raise ValueError("which LoRA does not have")
+        raise ValueError("its bias is changed too, and LoRA changes none.")
     return weight_matrix(merged) - weight_matrix(layer).float()
 
 

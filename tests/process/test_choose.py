@@ -246,6 +246,27 @@ def test_what_failed_is_tried_again_at_the_next_start(tmp_path: Path, monkeypatc
     assert (choice.tried, choice.failures) == (9, {})
 
 
+def test_what_failed_is_not_forgotten_where_there_is_no_room_to_try_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = save_recipe(tmp_path, RECIPE), trainer.Trainer.train
+
+    def train(self: trainer.Trainer, runs: list[Run]) -> list[Any]:
+        lost = [run for run in runs if run.spec.name == "head"]
+        self.failures.update({self.name_of(run): "broken" for run in lost})
+        found = iter(real(self, [run for run in runs if run not in lost]))
+        return [None if run in lost else next(found) for run in runs]
+
+    with monkeypatch.context() as broken:
+        broken.setattr(trainer.Trainer, "train", train)
+        before = choose(load_recipe(path), command="")
+    for _ in range(2):
+        again = choose(load_recipe(path, ["choose.minutes=1e-9"]), command="")
+        assert (again.tried, again.failures) == (before.tried, before.failures)
+    assert set(before.failures.values()) == {"broken"}
+    assert not choose(load_recipe(path), command="").failures
+
+
 def test_a_file_of_ones_own_in_the_way_is_seen_before_anything_runs(tmp_path: Path) -> None:
     path = save_recipe(tmp_path, RECIPE)
     (tmp_path / "out").mkdir()

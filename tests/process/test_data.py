@@ -235,6 +235,17 @@ def test_the_last_text_of_a_span_s_label_stays_in_training(tmp_path, seed):
     assert "Too rare to be in the test split: 1 label ('means')." in found.notes
 
 
+def test_spans_of_which_each_text_has_the_last_of_a_label_are_split_all_the_same(tmp_path):
+    spans = [
+        [{"start": 0, "end": 4, "label": "city"}, {"start": 5, "end": 6, "label": f"own{row}"}] for row in range(8)
+    ]
+    lines = [json.dumps({"text": f"town {row}", "spans": own}) for row, own in enumerate(spans)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    found = load_data(DataConfig(train=str(tmp_path / "rows.jsonl")), "token-classification")
+    assert len(found.train) + len(found.validation) + len(found.test) == 8
+    assert found.notes[-1].startswith("Left without a row to train on: 2 labels ('own")
+
+
 def test_labels_that_a_draw_leaves_without_rows_are_said(tmp_path):
     drawn = load(tmp_path, train=rows(100, labels="abcdefghij"), rows=7)
     without = set(drawn.labels) - {drawn.labels[row.label] for row in drawn.train}

@@ -85,11 +85,13 @@ def test_an_answer_has_room_behind_the_longest_prompt(tmp_path: Path, architectu
     assert f"Answers are written up to {most} tokens" in told[-1]
 
 
-def test_answers_that_were_cut_off_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [0, 2])
+def test_answers_that_were_cut_off_are_told(end: int, tmp_path: Path) -> None:
     path = save_recipe(tmp_path, RECIPE.replace(", head_learning_rate: 0.01", ""), decoder=True)
     job = prepare(load_recipe(path))
     ends = torch.zeros(60)
-    ends[2] = 1e4
+    ends[end] = 1e4
+    job.model.generation_config.eos_token_id = end
     told: list[str] = []
     rows = ["the day is", "the film is", "a book"]
 
@@ -119,7 +121,7 @@ def test_skipped_rows_are_told(tmp_path: Path) -> None:
 
 def test_virtual_tokens_that_leave_no_room_are_refused(tmp_path: Path) -> None:
     path = save_recipe(tmp_path)
-    with pytest.raises(UserError, match="Prompt tuning's length=60 leaves no room for a text.* 48 positions. Lower"):
+    with pytest.raises(UserError, match="Prompt tuning's length=60 leaves no room for a text.* 48 positions of Bert"):
         prepare(load_recipe(path, ["technique={name: prompt-tuning, length: 60}"]))
     job = prepare(load_recipe(path, ["technique={name: prompt-tuning, length: 40}"]))
     job.tokenizer.model_max_length = 40

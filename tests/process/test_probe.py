@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,14 @@ from smidgen.process.opening import prepare
 from smidgen.process.probe import Probe
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run
+from smidgen.process.runs import Run
+from smidgen.process.technique import TechniqueSpec
 from tests.process.tiny import WORDS, save_recipe
 
 TRAINING = "training: {epochs: 4, batch_size: 8, learning_rate: 0.02, schedule: constant, checkpoint_minutes: null}\n"
+
+
+LORA = TechniqueSpec.parse("lora")
 
 
 @pytest.fixture
@@ -59,10 +63,18 @@ def test_an_epoch_that_forgets_too_much_ends_the_run_and_is_not_kept(
 
 
 def test_another_text_is_another_run(recipe: Path) -> None:
-    before = load_recipe(recipe).fingerprint(), job(recipe).fingerprint
+    run(job(recipe, "probe.rise=1000", "training.epochs=1"), quiet=True)
+    finished = Run.of(load_recipe(recipe, ["probe.rise=1000", "training.epochs=1"]), LORA, 0, folder=".")
+    data = job(recipe).data.fingerprint()
+    assert finished.metrics(data) is not None
     text = recipe.parent / "general.txt"
     text.write_text(text.read_text().replace("a", "b"))
-    assert all(map(operator.ne, before, (load_recipe(recipe).fingerprint(), job(recipe).fingerprint)))
+    assert finished.metrics(data) is None
+    with pytest.raises(UserError, match=r"holds a finished run with another text: probe\.text has changed since"):
+        run(job(recipe, "probe.rise=1000", "training.epochs=1"), quiet=True)
+    text.unlink()
+    with pytest.raises(UserError, match=r"probe\.text .* names no text file"):
+        load_recipe(recipe).text_hash()
 
 
 def test_a_first_epoch_that_forgets_too_much_is_an_error(recipe: Path) -> None:

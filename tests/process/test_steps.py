@@ -102,6 +102,10 @@ def test_a_pre_training_of_another_text_does_not_count(taken: tuple[Path, dict[s
         text.write_text(before.replace("a", "b"))
         with pytest.raises(UserError, match="holds a finished run of other rows"):
             take_steps(load_recipe(path), command="")
+        made = path.parent / "out" / "pretraining"
+        assert sorted(file.name for file in made.iterdir()) == ["log.jsonl", "metrics.json", "model", "recipe.yaml"]
+        text.unlink()  # what is gone is no other text
+        assert take_steps(load_recipe(path), command="")[0]["pre-training"].answer
     finally:
         text.write_text(before)
 

@@ -111,7 +111,9 @@ def test_parity_asks_for_more_seeds_only_where_more_would_tell() -> None:
     }
     words = _answer(titles, found, dict.fromkeys(found, "open"), "1 point", 4)
     assert "Not shown either way with 4 seeds: Near and Few. If Few is as good, " in words
-    assert words.endswith("The difference is about as large as what counts, and not for lack of seeds: Near.")
+    assert words.endswith(
+        "The difference of Near is neither none, which as many seeds would show, nor clearly beyond 1 point."
+    )
 
 
 def test_cost_is_what_the_runs_took_beside_the_plan(studied: tuple[Path, dict[str, Finding]]) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from smidgen.errors import UserError
-from smidgen.process.tables import Table, read_table
+from smidgen.process.tables import Table, read_table, stream_table
 
 COLUMNS = ("text", "label")
 
@@ -101,6 +101,8 @@ def test_quotes_in_a_tsv_that_would_join_whole_records_are_characters(tmp_path):
     assert read(write(tmp_path, "a.tsv", lines)).rows == [('"so good', "pos"), ('so bad"', "neg"), ("fine", "pos")]
     quoted = 'text\tlabel\n"two\nlines"\tpos\n"a\ttab"\tneg\n'
     assert read(write(tmp_path, "b.tsv", quoted)).rows == [("two\nlines", "pos"), ("a\ttab", "neg")]
+    alone = write(tmp_path, "c.tsv", 'text\n"two\nlines"\nfine\n')
+    assert [row[0] for row in stream_table(str(alone), ("text",), field="rows")] == ["two\nlines", "fine"]
 
 
 def test_class_numbers_of_a_datasets_file_become_their_names(tmp_path):

@@ -18,13 +18,14 @@ from smidgen import files, storage
 from smidgen.errors import UserError
 from smidgen.formats.peft_readers import READERS
 from smidgen.formats.peft_source import Source, module_of
+from smidgen.manifest import PEFT_FILE
 from smidgen.own import head_names, own_parameters
 from smidgen.tensors import read_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, TENSORS = PEFT_FILE, "adapter_model.safetensors"
 
 
 def is_peft(path: Path) -> bool:

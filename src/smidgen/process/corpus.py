@@ -8,6 +8,7 @@ before it. A document ends with a token of its own; the documents stand one afte
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,12 +49,13 @@ class Page(NamedTuple):
     ends: bool
 
 
-def text_files(sources: Sequence[str]) -> list[Path]:
+def text_files(sources: Sequence[str], *, field: str = "corpus") -> list[Path]:
     """The files of a corpus, each once, by source and name.
 
     Args:
         sources: files, folders, which stand for the .txt files in them, patterns such as texts/*.txt, and
             embedded:sotu.
+        field: of the recipe, which names them.
 
     Raises:
         UserError: a source names no file.
@@ -72,18 +74,29 @@ def text_files(sources: Sequence[str]) -> list[Path]:
             own = sorted(Path(*parts[:fixed]).glob("/".join(parts[fixed:]))) if fixed < len(parts) else []
         own = [file for file in own if file.is_file()]
         if not own:
-            raise UserError(f"corpus {shown(source)} names no text file: give files, patterns, or a folder with .txt.")
+            raise UserError(f"{field} {shown(source)} names no text file: give files, patterns, or a folder with .txt.")
         found |= dict.fromkeys(own)
     return list(found)
 
 
-def sampled_text(sources: Sequence[str]) -> str:
-    """A hash of a corpus's files, which need not be read in whole.
+def text_hash(sources: Sequence[str], *, field: str) -> str:
+    """SHA-256 of all files of a corpus; one is read again only where its size or its time has changed.
+
+    Args:
+        sources: see `text_files`.
+        field: likewise.
 
     Raises:
         UserError: a source names no file.
     """
-    return files.sampled(text_files(sources))
+    found = [(path, path.stat()) for path in text_files(sources, field=field)]
+    hashes = [_hash_of(path, (at.st_size, at.st_mtime_ns)) for path, at in found]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+@functools.cache
+def _hash_of(path: Path, _: tuple[int, int]) -> str:
+    return files.sha256(path)
 
 
 def pages(paths: Sequence[Path]) -> Iterator[Page]:

@@ -246,7 +246,7 @@ def shared_texts(texts: Sequence[str], others: Sequence[str], source: str, other
 
 def _make_splits(splits: dict[str, list[Row]], config: DataConfig, task: Task) -> list[str]:
     """Moves training rows into the splits that are not there, and says so."""
-    whole = len(splits["train"])
+    whole, before = len(splits["train"]), _labels_of(splits["train"])
     shares = {"test": config.test_share, "validation": config.validation_share}
     wanted = [split for split in shares if split not in splits]
     for split in wanted:
@@ -258,9 +258,12 @@ def _make_splits(splits: dict[str, list[Row]], config: DataConfig, task: Task) -
         labels = [_strata(train[row], task) for row in free]
         groups = [train[row].group for row in free] if config.group else None
         chosen = {free[row] for row in set_aside(texts, labels, share, seed=config.seed, groups_of=groups)}
+        if not chosen and task == "token-classification":  # each text has the last of some label: one of them goes
+            alike = [("",) for _ in free]
+            chosen = {free[row] for row in set_aside(texts, alike, share, seed=config.seed, groups_of=groups)}
         if not chosen:
             each = " of different groups" if config.group else ""
-            each += " for any label" if task != "generation" else ""
+            each += " for any label" if task == "classification" else ""
             raise UserError(
                 f"data.train has {whole} rows, and not two different texts{each} to set a {split} split aside from. "
                 f"Add rows, or give a file as data.{split}."
@@ -275,7 +278,13 @@ def _make_splits(splits: dict[str, list[Row]], config: DataConfig, task: Task) -
     unmeasured = sorted(_labels_of(splits["train"]) - _labels_of(splits["test"]))
     if task != "generation" and "test" in wanted and unmeasured:
         notes.append(f"Too rare to be in the test split: {counted(unmeasured, 'label')} ({_listed(unmeasured)}).")
-    return notes
+    return notes + _left_without(before, splits["train"], task)
+
+
+def _left_without(labels: set[str], rows: Sequence[Row], task: Task) -> list[str]:
+    """A note on labels that none of the rows that are left to train on has."""
+    without = sorted(labels - _labels_of(rows)) if task != "generation" else []
+    return [f"Left without a row to train on: {counted(without, 'label')} ({_listed(without)})."] if without else []
 
 
 def _apart(train: Sequence[Row], given: Sequence[Row], *, by_group: bool) -> list[int]:
@@ -305,10 +314,7 @@ def _draw(splits: dict[str, list[Row]], config: DataConfig, task: Task) -> list[
         splits[split] = [rows[row] for row in sorted(drawn)]
     kept = len(splits["validation"])
     notes = [f"Draw {config.draw} of {whole} training rows: {config.rows} to train on, {kept} to validate on."]
-    without = sorted(before - _labels_of(splits["train"]))
-    if without and task != "generation":
-        notes.append(f"Left without a row to train on: {counted(without, 'label')} ({_listed(without)}).")
-    return notes
+    return notes + _left_without(before, splits["train"], task)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -200,7 +200,8 @@ def generate(
         ended = torch.isin(new, ends.to(new.device)).any(1).tolist()
         return [Answer(text.strip(), is_whole) for text, is_whole in zip(written, ended, strict=True)]
 
-    ends = torch.tensor(model.generation_config.eos_token_id or []).view(-1)
+    end = model.generation_config.eos_token_id
+    ends = torch.tensor([] if end is None else end).view(-1)
     return _in_batches(model, prompts, batch_size, None, answer)
 
 

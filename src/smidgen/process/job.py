@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from smidgen.adapter import Adapter
 from smidgen.errors import UserError
 from smidgen.process import predict as prediction
-from smidgen.process.corpus import sampled_text
 from smidgen.process.data import Example, TaskData, load_data, read_examples, shared_texts
 from smidgen.process.encoding import Encoded, encode, pad_id
 from smidgen.process.evaluate import Answer, evaluate, generate, longest_answer
@@ -63,8 +61,7 @@ class Job:
     @property
     def fingerprint(self) -> str:
         """Of all rows and texts that decide about a run as it goes on."""
-        probe = self.recipe.probe
-        return self.data.fingerprint() + ("" if probe is None else f" {sampled_text(probe.text)}")
+        return f"{self.data.fingerprint()} {self.recipe.text_hash() or ''}".strip()
 
     @functools.cached_property
     def _encoded(self) -> dict[str, tuple[list[Encoded], int]]:
@@ -235,11 +232,14 @@ class Job:
 
     def _known(self, examples: Sequence[Example], source: str) -> tuple[str, ...]:
         """What a user should know about rows of another source whose texts were trained on."""
-        with contextlib.suppress(UserError):
+        try:
             if self.trained_on in (None, self.data.fingerprint()):
                 texts, known = ([normalize(row.text) for row in rows] for rows in (examples, self.data.train))
                 return tuple(shared_texts(texts, known, source, "data.train"))
-        return (f"Whether {source} has rows that were trained on is not known: the run's own data have changed.",)
+            why = "the run's own data have changed"
+        except UserError as error:
+            why = str(error).rstrip(".")
+        return (f"Whether {source} has rows that were trained on is not known: {why}.",)
 
     def predict(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from smidgen.layers import is_sharded
 from smidgen.merging import check_mergeable
 from smidgen.process import checkpoint
 from smidgen.process.blocks import VALIDATION, Blocks, Causal, CorpusRows, Masked
-from smidgen.process.corpus import Streams, open_streams, sampled_text, text_files, write_streams
+from smidgen.process.corpus import Streams, open_streams, text_files, write_streams
 from smidgen.process.encoding import Encoded, pad_id
 from smidgen.process.evaluate import evaluate
 from smidgen.process.memory import peak_memory, told_when_it_runs_out
@@ -61,6 +61,7 @@ class Pretraining:
         adapter: all of the model, or what the technique adds to it.
         streams: the corpus.
         task: how a block is made into a row.
+        known: hashes of the recipe, the streams and the text that they are of.
     """
 
     recipe: PretrainRecipe
@@ -70,6 +71,7 @@ class Pretraining:
     adapter: Adapter
     streams: Streams
     task: Causal | Masked
+    known: Mapping[str, str | None]
 
     @property
     def rows(self) -> CorpusRows:
@@ -142,8 +144,11 @@ def prepare(recipe: PretrainRecipe, *, resume: bool = False) -> Pretraining:
     folder = Path(recipe.output)
     if (folder / "model").exists() and not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder} holds a model of your own, which the run's would replace. Give another output.")
+    if (folder / "model").is_dir():  # what is hidden there is not of ours
+        files.check_replaceable(folder / "model", [file.name for file in files.shown_in(folder / "model")])
     try:
-        return _prepared(recipe)
+        job = _prepared(recipe)
+        check_rows(recipe, job.known, resume=resume)
     except UserError:
         this_process().wait_for_everyone()  # none reads any more what goes now; all of them have this error
         if this_process().is_main_process and not checkpoint.exists(folder / "checkpoint"):
@@ -151,10 +156,12 @@ def prepare(recipe: PretrainRecipe, *, resume: bool = False) -> Pretraining:
             with contextlib.suppress(OSError):  # it is not there, or holds more
                 folder.rmdir()
         raise
+    return job
 
 
 def _prepared(recipe: PretrainRecipe) -> Pretraining:
     corpus, scratch = recipe.corpus, Path(recipe.output) / SCRATCH
+    known = {"recipe": recipe.fingerprint(), "text": recipe.text_hash()}
     paths = text_files(corpus.train)
     held = text_files(corpus.validation) if corpus.validation else None
     if held and (both := sorted(set(paths) & set(held))):
@@ -181,7 +188,8 @@ def _prepared(recipe: PretrainRecipe) -> Pretraining:
         ) from error
     if recipe.training.precision == "bf16":
         train_in_fp32(adapter)
-    return Pretraining(recipe, objective, model, tokenizer, adapter, streams, task)
+    known["data"] = streams.fingerprint
+    return Pretraining(recipe, objective, model, tokenizer, adapter, streams, task, known)
 
 
 def _write(recipe: PretrainRecipe, objective: Objective, paths: Sequence[Path], held: Sequence[Path] | None) -> None:
@@ -215,7 +223,6 @@ def run(job: Pretraining, *, resume: bool = False, quiet: bool = False) -> dict[
     """
     recipe, folder, is_main = job.recipe, Path(job.recipe.output), this_process().is_main_process
     stopped = folder / "checkpoint"
-    check_rows(folder, job.streams.fingerprint, resume=resume)
     resume = begin(recipe, resume=resume)
     with told_when_it_runs_out():
         before = job.score()
@@ -252,9 +259,7 @@ def run(job: Pretraining, *, resume: bool = False, quiet: bool = False) -> dict[
 def _metrics(job: Pretraining, progress: Progress, before: Scores, peak: int) -> dict[str, Any]:
     kept = progress.curve[progress.best_epoch]
     return {
-        "recipe": job.recipe.fingerprint(),
-        "data": job.streams.fingerprint,
-        "text": sampled_text(job.recipe.corpus.sources),
+        **job.known,
         "objective": job.objective,
         "before": _summary(before["loss"]),
         "after": _summary(kept["validation_loss"]),

@@ -97,11 +97,6 @@ class CorpusConfig(Section):
     masked: Annotated[StrictFloat, Field(gt=0, lt=1)] = 0.15
     whole_words: StrictBool = True
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """All of it."""
-        return (*self.train, *(self.validation or ()))
-
 
 class PretrainingConfig(TrainingConfig):
     """As for any training, and how often the model is scored.
@@ -129,6 +124,7 @@ class PretrainRecipe(RunRecipe):
     """
 
     command: ClassVar = "pretrain"
+    texts_field: ClassVar = "corpus"
     metric: ClassVar = "loss"
 
     model: Annotated[str | NewModel, PlainValidator(_start), PlainSerializer(_written, return_type=Any)]
@@ -138,6 +134,11 @@ class PretrainRecipe(RunRecipe):
     technique: Technique = Field(default_factory=lambda: TechniqueSpec.parse("full"))
     training: PretrainingConfig = PretrainingConfig()
     output: OutputFolder
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The corpus."""
+        return (*self.corpus.train, *(self.corpus.validation or ()))
 
     @model_validator(mode="after")
     def _agrees(self) -> PretrainRecipe:

@@ -61,7 +61,7 @@ def probe_rows(config: ProbeConfig, tokenizer: PreTrainedTokenizerBase) -> list[
     """
     wanted, count = config.blocks * config.length + 1, 0
     found = [np.zeros(0, dtype="<u4")]
-    for tokens in tokens_of(pages(text_files(config.text)), tokenizer, tokenizer.eos_token_id):
+    for tokens in tokens_of(pages(text_files(config.text, field="probe.text")), tokenizer, tokenizer.eos_token_id):
         found.append(tokens)
         count += len(tokens)
         if count >= wanted:

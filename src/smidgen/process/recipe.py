@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, StrictBool, StrictFloat, model_validator
 
 from smidgen import manifest
-from smidgen.process.corpus import sampled_text
 from smidgen.process.fields import (
     Budget,
     Bytes,
@@ -235,6 +234,7 @@ class Recipe(RunRecipe):
     """
 
     command: ClassVar = "train"
+    texts_field: ClassVar = "probe.text"
 
     model: ModelName
     task: Task = "classification"
@@ -284,6 +284,11 @@ class Recipe(RunRecipe):
         return METRICS[self.task]
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """Those of the probe."""
+        return () if self.probe is None else self.probe.text
+
+    @property
     def undrawn(self) -> Recipe:
         """The same with all rows of its data."""
         return self.model_copy(update={"data": self.data.model_copy(update={"rows": None})})
@@ -308,8 +313,6 @@ class Recipe(RunRecipe):
         fields = super()._decisive()
         if start is not None and (start / manifest.FILE).is_file():  # the path says nothing about what is there
             fields["start"] = manifest.hash_of(start)
-        if self.probe is not None:
-            fields["probe"]["sampled"] = sampled_text(self.probe.text)
         return fields
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def _run(job: Job, *, resume: bool, quiet: bool) -> dict[str, Any]:
     folder, is_main = Path(job.recipe.output), this_process().is_main_process
     stopped = folder / "checkpoint"
     check_start(job.recipe, resume=resume)
-    check_rows(folder, job.data.fingerprint(), resume=resume)
+    known = {"recipe": job.recipe.fingerprint(), "data": job.data.fingerprint(), "text": job.recipe.text_hash()}
+    check_rows(job.recipe, known, resume=resume)
     resume = begin(job.recipe, resume=resume)
     with told_when_it_runs_out():
         progress = train(
@@ -91,7 +93,7 @@ def _run(job: Job, *, resume: bool, quiet: bool) -> dict[str, Any]:
         labels = class_names(job.recipe.task, job.labels) or None
         _whole(job, weights).adapter.save(folder / "adapter", metrics=kept, labels=labels)
     this_process().wait_for_everyone()
-    metrics = _metrics(job, progress, scores, peak)
+    metrics = known | _metrics(job, progress, scores, peak)
     metrics["validation"] = None if job.recipe.score_test else job.score(job.splits["validation"])
     metrics["disk_bytes"] = sum(file.stat().st_size for file in (folder / "adapter").iterdir())
     if is_main:
@@ -132,14 +134,27 @@ def check_start(recipe: RunRecipe, *, resume: bool) -> None:
         raise UserError(f"output={recipe.output!r} cannot be written: {existing} is no folder that takes files.")
 
 
-def check_rows(folder: Path, data: str, *, resume: bool) -> None:
-    """Raise a UserError if a folder holds a finished run of other rows than those of this fingerprint."""
-    finished = folder / "metrics.json"
-    if not resume and finished.is_file() and files.read_json(finished).get("data") != data:
-        raise UserError(
-            f"{folder} holds a finished run of other rows: the data have changed since. Add --set output=runs/NAME to "
-            "keep it, or remove it."
-        )
+def check_rows(recipe: RunRecipe, known: Mapping[str, str | None], *, resume: bool) -> None:
+    """Raise a UserError if the output folder holds a finished run of other rows or texts, which would be lost.
+
+    Args:
+        recipe: whose output it is.
+        known: the hashes of the `data` and the `text` of now.
+        resume: whether a run goes on, which is not finished.
+    """
+    folder = Path(recipe.output)
+    if resume or not (folder / "metrics.json").is_file():
+        return
+    finished = files.read_json(folder / "metrics.json")
+    for name, what in (
+        ("data", "of other rows: the data have"),
+        ("text", f"with another text: {recipe.texts_field} has"),
+    ):
+        if finished.get(name) != known[name]:
+            raise UserError(
+                f"{folder} holds a finished run {what} changed since. Add --set output=runs/NAME to keep it, or remove "
+                "it."
+            )
 
 
 def _changes(recipe: RunRecipe, path: Path) -> list[str]:
@@ -174,8 +189,6 @@ def _metrics(job: Job, progress: Progress, scores: Scores | None, peak: int) -> 
         "technique": job.recipe.technique.name,
         "summary": job.summary,
         "seed": job.recipe.training.seed,
-        "recipe": job.recipe.fingerprint(),
-        "data": job.data.fingerprint(),
         "notes": job.notes,
         "test": scores,
         "best_epoch": progress.best_epoch + 1,

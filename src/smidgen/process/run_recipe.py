@@ -23,7 +23,8 @@ from pydantic import (
 
 from smidgen import __version__
 from smidgen.errors import UserError
-from smidgen.files import inside, sampled, write_text
+from smidgen.files import sampled, write_text
+from smidgen.process.corpus import text_hash
 from smidgen.process.fields import Count, Positive, Seed, recipe_folder
 from smidgen.process.overrides import override
 from smidgen.process.problems import explain, refuse, shown
@@ -125,12 +126,14 @@ class RunRecipe(Section):
 
     Attributes:
         command: the one that runs it.
+        texts_field: which field the `texts` are of.
         technique: what is trained.
         training: how.
         output: the folder of the results.
     """
 
     command: ClassVar[str]
+    texts_field: ClassVar[str]
     if TYPE_CHECKING:  # each kind of recipe has these fields at their place in its file
         technique: TechniqueSpec
         training: TrainingConfig
@@ -140,6 +143,19 @@ class RunRecipe(Section):
     def metric(self) -> str:
         """Which of its scores the run is judged by."""
         raise NotImplementedError
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Sources of running text that decide about the result, beside the rows; none, usually."""
+        return ()
+
+    def text_hash(self) -> str | None:
+        """SHA-256 of the texts as they are now; None where there are none.
+
+        Raises:
+            UserError: one of them is not there.
+        """
+        return text_hash(self.texts, field=self.texts_field) if self.texts else None
 
     def _refuse_head_rate(self, *others: TechniqueSpec) -> None:
         """Raise a ValueError if a rate is given for the head of a task that has none, here or in other entries."""
@@ -179,7 +195,7 @@ class RunRecipe(Section):
         fields = self.model_dump(mode="json", exclude={*NOT_IN_RESULT, "technique"})
         fields["training"] = {k: v for k, v in fields["training"].items() if k not in NOT_IN_TRAINING_RESULT}
         if isinstance(fields["model"], str) and Path(fields["model"]).is_dir():
-            fields["weights"] = sampled(inside(Path(fields["model"])))
+            fields["weights"] = sampled(Path(fields["model"]))
         return fields | {"technique": self.technique.resolved(), "smidgen": __version__}
 
 

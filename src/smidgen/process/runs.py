@@ -83,7 +83,8 @@ class Run:
         """What it measured, if it ran to its end with this recipe on the rows of this fingerprint."""
         with contextlib.suppress(UserError):
             metrics: Metrics = files.read_json(self.folder / "metrics.json")
-            if metrics["recipe"] == self.recipe.fingerprint() and metrics["data"] == data:
+            known = self.recipe.fingerprint(), data, self.recipe.text_hash()
+            if (metrics["recipe"], metrics["data"], metrics.get("text")) == known:
                 return metrics
         return None
 

@@ -152,10 +152,10 @@ class Search:
         return chosen
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
-        """All trials; those that were taken up again after a stop count once, and what was drawn twice not at all."""
+        """All trials; those that are taken up again count once, and what was drawn twice not at all."""
         trials = self.study.get_trials(deepcopy=False)
-        before = {trial.user_attrs.get("again") for trial in trials}
-        return [trial for trial in trials if trial.number not in before and "twin" not in trial.user_attrs]
+        begun = {trial.user_attrs.get("again") for trial in trials if trial.state.name != "WAITING"}
+        return [trial for trial in trials if trial.number not in begun and "twin" not in trial.user_attrs]
 
     def is_worked_on(self) -> bool:
         """Whether other processes have trials that are not at their end."""
@@ -187,7 +187,9 @@ class Search:
             return [self._ask() for _ in range(self._width())]
 
     def _again(self, trial: optuna.trial.FrozenTrial) -> None:
-        """Line up a trial that has ended without a score, to be taken up where it was."""
+        """Line up a trial that has ended without a score, to be taken up where it was, if it is not lined up yet."""
+        if any(other.user_attrs.get("again") == trial.number for other in self.study.get_trials(deepcopy=False)):
+            return
         again = {"again": trial.number, "folder": trial.user_attrs.get("folder", trial.number)}
         self.study.enqueue_trial(trial.params, user_attrs=again)
 
@@ -195,7 +197,9 @@ class Search:
         import optuna
 
         states = optuna.trial.TrialState
-        tried = [trial for trial in self.trials() if trial.state != states.WAITING]
+        waiting = self.study.get_trials(deepcopy=False, states=[states.WAITING])
+        again = {trial.user_attrs.get("again") for trial in waiting}
+        tried = [one for one in self.trials() if one.state != states.WAITING and one.number not in again]
         left = min(self.recipe.choose.trials, self._distinct()) - len(tried)
         minutes = self.recipe.choose.minutes
         width = max(0, int(min(WIDTH, left)))

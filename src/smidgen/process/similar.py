@@ -34,10 +34,10 @@ def nearly_equal(texts: Sequence[str], others: Sequence[str], *, least: float = 
         return []
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
     try:
-        vectorizer.fit([*others, *texts])  # of both, or what is new in a text would not count
+        both = vectorizer.fit_transform([*others, *texts])  # of both, or what is new in a text would not count
     except ValueError:  # no text has three letters
         return []
-    theirs, ours = vectorizer.transform(others), vectorizer.transform(texts)
+    theirs, ours = both[: len(others)], both[len(others) :]
     found = []
     for start in range(0, len(texts), AT_ONCE):
         likeness = (ours[start : start + AT_ONCE] @ theirs.T).tocsr()

@@ -48,7 +48,10 @@ def _tsv(path: Path, columns: tuple[str, ...], name: str) -> Found:
 
 
 def _is_unquoted(lines: IO[str]) -> bool:
-    """Whether to read quotes as such fails, or joins fields or lines that are whole records by themselves."""
+    """Whether to read quotes as such fails, or joins fields or lines that are whole records by themselves.
+
+    Of a single column any line is one, so that it says nothing.
+    """
     csv.field_size_limit(LONGEST_FIELD)
     try:
         records = csv.reader(lines, delimiter="\t", strict=True)
@@ -58,7 +61,8 @@ def _is_unquoted(lines: IO[str]) -> bool:
         return True
     lines.seek(0)
     plain = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    return len({len(record) for record in plain if record}) == 1
+    widths = {len(record) for record in plain if record}
+    return len(widths) == 1 and widths != {1}
 
 
 def _delimited(reader: Any, columns: tuple[str, ...], name: str) -> Found:

@@ -138,7 +138,8 @@ def _answer(
             sentences.append(f"If {which} as good, {needed} seeds have a chance of 80 % to show it.")
         if near := [titles[name] for name in groups["open"] if name not in few]:
             sentences.append(
-                f"The difference is about as large as what counts, and not for lack of seeds: {listed(near)}."
+                f"The difference of {listed(near)} is neither none, which as many seeds would show, nor clearly beyond "
+                f"{within}."
             )
     return " ".join(sentences)
 
