@@ -14,17 +14,22 @@ from transformers import PreTrainedModel
 from smidgen import (
     MAM,
     AdapterFusion,
+    Compacter,
     Delta,
     Houlsby,
     LoRA,
+    LoReFT,
     Method,
     Parallel,
     Pfeiffer,
     PrefixTuning,
     PTuning,
+    RepresentationMixing,
     UniPELT,
+    VeRA,
     attach,
 )
+from smidgen.methods.loreft import orthonormal
 from tests.conftest import build, make_batch
 from tests.methods.test_contract import disturb
 
@@ -94,6 +99,53 @@ def test_parallel_adds_a_bottleneck_of_the_sublayer_s_input() -> None:
     with torch.no_grad():
         h = inner @ block.output.dense.weight.T + block.output.dense.bias
         torch.testing.assert_close(seen["out"][1], h + 4 * bottleneck(delta, x, torch.relu), atol=1e-5, rtol=1e-5)
+
+
+def test_compacter_s_matrices_are_sums_of_kronecker_products() -> None:
+    model, delta = one_delta(Compacter(reduction=4, n=4, targets="feed-forward-sublayer", layers="1", norms=False))
+    dense = model.bert.encoder.layer[1].output.dense
+    x, y = watched(model, {"dense": dense})["dense"]
+
+    def times(part: torch.nn.Module, h: Tensor) -> Tensor:
+        products = (torch.kron(a, torch.outer(s, t)) for a, s, t in zip(delta.rules.a, part.s, part.t, strict=True))
+        return h @ sum(products).T + part.bias
+
+    with torch.no_grad():
+        h = x @ dense.weight.T + dense.bias
+        expected = h + times(delta.up, functional.gelu(times(delta.down, h)))
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_loreft_edits_what_a_subspace_shows() -> None:
+    model, delta = one_delta(LoReFT(rank=3, layers="1"))
+    block = model.bert.encoder.layer[1]
+    seen = watched(model, {"norm": block.output.LayerNorm, "block": block})
+    h = seen["norm"][1]
+    with torch.no_grad():
+        r = orthonormal(delta.subspace)
+        torch.testing.assert_close(r @ r.T, torch.eye(3), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(r.T @ r @ delta.subspace.T, delta.subspace.T, atol=1e-4, rtol=1e-4)
+        expected = h + (h @ delta.weight.T + delta.bias - h @ r.T) @ r
+    torch.testing.assert_close(seen["block"][1], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_representation_mixing_takes_a_gate_s_share_of_the_mixture() -> None:
+    model, delta = one_delta(RepresentationMixing(layers="1"))
+    with torch.no_grad():
+        delta.gate_logit.fill_(1.5)
+    block = model.bert.encoder.layer[1]
+    seen = watched(model, {"norm": block.output.LayerNorm, "block": block})
+    h, gate = seen["norm"][1], torch.sigmoid(torch.tensor(1.5))
+    with torch.no_grad():
+        expected = (1 - gate) * h + gate * h @ delta.mixer.T
+    torch.testing.assert_close(seen["block"][1], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_starts_at_random_starts_as_small_as_it_says() -> None:
+    up = attach(build("bert"), Houlsby(size=16)).deltas[0][0].up.weight.detach()
+    assert 0.007 < float(up.std()) < 0.0095  # a deviation of 1e-2, cut at two of them
+    assert float(up.abs().max()) <= 0.02
+    assert attach(build("bert"), VeRA(rank=4, d_initial=0.5)).deltas[0][0].d.tolist() == [0.5] * 4
 
 
 @pytest.mark.parametrize("hidden_size", [None, 12])

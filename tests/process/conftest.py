@@ -1,17 +1,13 @@
-"""Property tests without a clock: a slow machine is no failure. And runs that need no process."""
+"""Runs that need no process of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
 
 from smidgen.process import trainer
 from tests.process.tiny import train_here
-
-settings.register_profile("smidgen", deadline=None, max_examples=50)
-settings.load_profile("smidgen")
 
 
 @pytest.fixture(scope="module")

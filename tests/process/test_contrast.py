@@ -60,6 +60,16 @@ def test_runs_within_the_margin_are_the_same_if_there_are_rows_enough(tmp_path: 
     assert contrasted(tmp_path / "wide", *few, margin=0.2).verdict == "same"
 
 
+@pytest.mark.parametrize(("margin", "verdict"), [(0.012, "open"), (0.018, "same")])
+def test_the_same_is_what_an_interval_of_90_percent_keeps_within_the_margin(
+    margin: float, verdict: str, tmp_path: Path
+) -> None:
+    """50 rows against 50 of 1,000: half of the draws lie within 0.007, 90 % within 0.0165, 95 % within 0.0196."""
+    found = contrasted(tmp_path, right(range(950), rows=1000), right(range(50, 1000), rows=1000), margin=margin)
+    assert found.difference == 0
+    assert found.verdict == verdict
+
+
 def test_rows_of_which_none_differs_are_the_same_only_if_they_are_many(tmp_path: Path) -> None:
     for rows, verdict in ((3, "open"), (299, "open"), (300, "same")):
         (tmp_path / str(rows)).mkdir()

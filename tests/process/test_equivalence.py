@@ -54,6 +54,12 @@ def test_no_chance_in_the_differences_is_certainty() -> None:
     assert equivalence([1.2, 1.2], 1.0).p == 1.0
 
 
+def test_equal_differences_are_believed_as_far_as_the_least_deviation() -> None:
+    assert equivalence([0.2, 0.2], 1.0, least=0.5).deviation == 0.5
+    assert equivalence([0.2, 0.2], 1.0, least=2.0).p > 0.05
+    assert equivalence([0.2, 0.9], 1.0, least=0.1).deviation == pytest.approx(np.std([0.2, 0.9], ddof=1))
+
+
 def test_one_seed_says_nothing() -> None:
     with pytest.raises(ValueError, match="Two seeds at least are needed to know about chance, got 1"):
         equivalence([0.1], 1.0)
@@ -73,6 +79,7 @@ def test_holm_multiplies_the_smallest_by_all_and_never_falls() -> None:
         ([3.0, 3.1, 2.9], False, "better"),
         ([3.0, 3.1, 2.9], True, "worse"),
         ([3.0, -3.1, 0.2], False, "open"),
+        ([0.7, 0.9, 1.1], False, "open"),  # above 0, and not beyond the margin
     ],
 )
 def test_the_verdict(values: list[float], lower_is_better: bool, said: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from smidgen import BitFit, Houlsby, LoRA, attach, parameter_groups
 from smidgen.process.optimizer import make_optimizer, set_rates
 from smidgen.process.run_recipe import TrainingConfig
-from tests.conftest import build
+from tests.conftest import build, make_batch
 
 CONFIG = TrainingConfig(weight_decay=0.1, warmup=0.0, schedule="constant")
 
@@ -30,6 +31,22 @@ def test_the_head_has_its_own_rate_and_vectors_do_not_decay() -> None:
 def test_the_rate_that_is_shown_is_the_adapter_s() -> None:
     optimizer = make_optimizer(attach(build("bert"), Houlsby()), CONFIG, ((0.01,), 0.5))
     assert set_rates(optimizer, 3, 10, CONFIG) == pytest.approx(0.01)
+
+
+def test_a_step_is_adamw_s() -> None:
+    found = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        adapter = attach(build("bert"), LoRA(rank=2))
+        groups = parameter_groups(adapter, 0.01, head_learning_rate=0.5, weight_decay=0.1)
+        optimizer = make_optimizer(adapter, CONFIG, ((0.01,), 0.5)) if ours else torch.optim.AdamW(groups)
+        for step in range(3):
+            adapter.model(**make_batch("bert", seed=step)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(adapter.state())
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name])
 
 
 def test_each_technique_of_an_adapter_learns_at_its_own_rate() -> None:

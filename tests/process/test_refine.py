@@ -88,6 +88,17 @@ def test_what_proves_better_is_kept_and_goes_on_from_there(tmp_path: Path, monke
     assert ranks[1] < ranks[2]
 
 
+@pytest.mark.parametrize(("interval", "kept"), [((-0.2, -0.1), True), ((0.1, 0.2), False)])
+def test_of_a_loss_less_is_better_and_each_round_has_its_part_of_the_level(
+    interval: tuple[float, float], kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, levels = save_recipe(tmp_path, RECIPE, decoder=True), []
+    monkeypatch.setattr(module, "beyond_chance", lambda *_, level: levels.append(level) or interval)
+    history, _ = refine(load_recipe(path, ["refine.rounds=2", "training.epochs=1"]), command="")
+    assert [entry.kept for entry in history] == [True, kept, kept]
+    assert levels == [0.975, 0.975]
+
+
 def ranks_of(folder: Path, entry: Any) -> dict[int, int]:
     """How many layers of a finished run have each rank."""
     (run,) = (folder / "out").glob(f"r*/{TechniqueSpec.parse(entry).slug}-s0")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, ttest_rel
 
-from smidgen.process.statistics import Ratios, beyond_chance, difference, interval, mcnemar
+from smidgen.process.scores import class_scores, span_scores
+from smidgen.process.spans import Span
+from smidgen.process.statistics import Ratios, beyond_chance, difference, interval, mcnemar, per_row
 
 
 def each(scores: np.ndarray) -> Ratios:
@@ -67,6 +72,47 @@ def test_equal_differences_of_a_few_runs_are_no_certainty() -> None:
     runs = [[{"accuracy": np.mean(own), "predictions": own, "targets": right}] * 2 for own in (right, wrong)]
     low, high = beyond_chance(*runs, "accuracy")
     assert low < 0 < 0.1 < high
+
+
+@pytest.mark.parametrize("task", ["classes", "spans", "answers"])
+def test_rows_add_up_to_the_task_s_own_score(task: str) -> None:
+    random = np.random.default_rng(0)
+    if task == "classes":
+        test = class_scores(random.integers(0, 3, 50).tolist(), random.integers(0, 3, 50).tolist(), ["a", "b", "c"])
+        score = test["accuracy"]
+    elif task == "spans":
+        known = [[Span(0, n + 1, "a") for n in range(row % 3)] for row in range(30)]
+        found = [[*own[: row % 2], Span(5, 9, "a")] for row, own in enumerate(known)]
+        test = span_scores(found, known, ["a"])
+        score = test["f1"]
+    else:
+        losses, tokens = random.random(30), random.integers(1, 9, 30)
+        test = {"row_losses": losses.tolist(), "row_tokens": tokens.tolist()}
+        score = float((losses * tokens).sum() / tokens.sum())
+    rows = per_row([test, test])
+    assert rows.parts.shape == rows.wholes.shape == (2, len(rows.parts[0]))
+    np.testing.assert_allclose(rows.parts.sum(1) / rows.wholes.sum(1), score)
+
+
+def runs_of(accuracies: Sequence[float], rows: int) -> list[dict[str, Any]]:
+    """Runs of which each has its first rows right."""
+    targets = np.ones(rows, int)
+    found = [(np.arange(rows) < round(share * rows)).astype(int) for share in accuracies]
+    return [{"accuracy": float(own.mean()), "predictions": own, "targets": targets} for own in found]
+
+
+@pytest.mark.parametrize("level", [0.95, 0.99])
+def test_where_runs_differ_much_the_interval_is_student_s(level: float) -> None:
+    ours, theirs = runs_of([0.9, 0.6, 0.75], 4000), runs_of([0.5, 0.55, 0.52], 4000)
+    scores = [[run["accuracy"] for run in own] for own in (ours, theirs)]
+    expected = ttest_rel(*scores).confidence_interval(level)
+    assert beyond_chance(ours, theirs, "accuracy", level=level) == pytest.approx(tuple(expected))
+
+
+def test_where_rows_are_few_the_interval_is_the_bootstrap_s() -> None:
+    ours, theirs = runs_of([0.9] * 8, 20), runs_of([0.5] * 8, 20)
+    expected = difference(per_row(ours), per_row(theirs))
+    assert beyond_chance(ours, theirs, "accuracy") == pytest.approx(expected)
 
 
 def test_rows_count_by_what_their_score_is_out_of() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from smidgen.process.finding import Finding
 from smidgen.process.recipe import load_recipe
 from smidgen.process.studies import STUDIES
 from smidgen.process.studies.little_data import few_run
-from smidgen.process.studies.parity import _answer
+from smidgen.process.studies.parity import _answer, study_parity
 from smidgen.process.study import study
 from smidgen.report.terminal import finding_lines
 from tests.process.tiny import save_recipe, save_rows
@@ -114,6 +115,34 @@ def test_parity_asks_for_more_seeds_only_where_more_would_tell() -> None:
     assert words.endswith(
         "The difference of Near is neither none, which as many seeds would show, nor clearly beyond 1 point."
     )
+
+
+def parity(folder: Path, differences: dict[str, list[float]], test_rows: int = 1000) -> Finding:
+    """The study of runs whose scores differ so much from full fine-tuning's."""
+    seeds = list(range(len(next(iter(differences.values())))))
+    recipe = load_recipe(save_recipe(folder), [f"compare={['full', *differences]}", f"seeds={seeds}"])
+    scores = {"full": [0.9 for _ in seeds], **{name: [0.9 + d for d in own] for name, own in differences.items()}}
+    trainer = SimpleNamespace(
+        train_compared=lambda: {name: [{"test": {"accuracy": score}} for score in own] for name, own in scores.items()},
+        failures={},
+    )
+    return study_parity(recipe, SimpleNamespace(test=[None] * test_rows), trainer)
+
+
+def test_parity_of_one_among_several_must_pass_after_their_correction(tmp_path: Path) -> None:
+    near, far = [0.0086, -0.0086, 0.0086, -0.0086, 0.0], [0.05, -0.05, 0.05, -0.05, 0.0]
+    for name, differences, said in (
+        ("one", {"lora": near}, "same"),
+        ("four", {"lora": near, "houlsby": far, "bitfit": far, "head": far}, "open"),
+    ):
+        (tmp_path / name).mkdir()
+        found = parity(tmp_path / name, differences)
+        assert found.rows[0]["verdict"] == said
+        assert found.rows[0]["p"] == pytest.approx(0.03, abs=0.002)
+
+
+def test_parity_does_not_believe_two_equal_seeds_of_few_rows(tmp_path: Path) -> None:
+    assert parity(tmp_path, {"lora": [0.0, 0.0]}, test_rows=48).rows[0]["verdict"] == "open"
 
 
 def test_cost_is_what_the_runs_took_beside_the_plan(studied: tuple[Path, dict[str, Finding]]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from smidgen.process.job import Job
 from smidgen.process.models import gradient_checkpointing
 from smidgen.process.opening import prepare, reopen
 from smidgen.process.optimizer import rate_at
+from smidgen.process.progress import Progress
 from smidgen.process.recipe import load_recipe
 from smidgen.process.run import run
 from smidgen.process.run_recipe import TrainingConfig
@@ -330,6 +334,63 @@ def test_schedules_rise_and_fall(schedule: str, middle: float) -> None:
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(middle)
     assert all(0 < rate <= 1 for rate in rates)
+    done = [(step - 10) / 90 for step in range(10, 100)]
+    fall = {"linear": lambda d: 1 - d, "cosine": lambda d: math.cos(math.pi * d / 2) ** 2, "constant": lambda d: 1.0}
+    assert rates[10:] == pytest.approx([fall[schedule](share) for share in done])
+
+
+def test_a_gradient_is_cut_to_its_longest_norm(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    real = training.make_optimizer
+
+    def noted(*args: Any) -> torch.optim.Optimizer:
+        optimizer = real(*args)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        optimizer.register_step_pre_hook(
+            lambda *_: norms.append(float(torch.stack([p.grad.norm() for p in parameters]).norm()))
+        )
+        return optimizer
+
+    monkeypatch.setattr(training, "make_optimizer", noted)
+    metrics = run(job(recipe, "training.clip=0.01", "training.epochs=1"), quiet=True)
+    assert norms == pytest.approx([0.01] * 6, rel=1e-3)
+    rows = job(recipe).splits["train"]
+    assert metrics["tokens"] == sum(len(row.input_ids) for row in rows)
+
+
+def test_a_checkpoint_is_due_after_its_minutes_and_those_after_it(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(training, "time", clock)
+    started = job(recipe, "training.checkpoint_minutes=2.0")
+    saver = training._Saver(started.recipe, "", started.adapter, torch.optim.SGD(started.adapter.parameters()))
+    due = []
+    for seconds in (119, 120, 121, 239, 240):
+        now[0] = 1000.0 + seconds
+        due.append(saver.is_due(1))
+        if due[-1]:
+            saver.last = clock.monotonic()
+    assert due == [False, True, False, False, True]
+
+
+def test_dropout_is_another_in_each_step_seed_and_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+    for process in (0, 1):
+        monkeypatch.setattr(
+            training.parallel, "this_process", lambda process=process: SimpleNamespace(process_index=process)
+        )
+        for seed, step in itertools.product((0, 1), (0, 1)):
+            training._seed(seed, step)
+            seeds.append(torch.initial_seed())
+    assert len(set(seeds)) == 8
+
+
+def test_patience_is_of_whole_epochs_whatever_their_parts() -> None:
+    for parts, last in ((1, 2), (5, 10)):
+        assert not Progress(epoch=last).is_over(2, parts)
+        assert Progress(epoch=last + 1).is_over(2, parts)
 
 
 def test_the_rates_come_from_the_most_specific_place(recipe: Path) -> None:
