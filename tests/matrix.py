@@ -42,6 +42,7 @@ INTRODUCTION = """# What works where
 
 Every technique on every kind of model, tried cell by cell on tiny models; `python -m tests.matrix` writes this page,
 and the tests try each cell again. A cell works or is refused with an error that says why: nothing is silently ignored.
+A letter is a reason below its own table, in which … stands for the technique.
 
 | claim | what is tried |
 |---|---|

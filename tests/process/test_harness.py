@@ -78,5 +78,5 @@ def test_a_run_that_does_not_generate_is_refused(tmp_path: Path) -> None:
 
 def test_without_the_package_its_extra_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(UserError, match=r"pip install 'smidgen\[harness\]'"):
+    with pytest.raises(UserError, match=r"pip install lm-eval"):
         harness_scores(job, ["pairs"], folder=None, limit=1)

@@ -54,7 +54,7 @@ def harness_scores(job: Job, tasks: Sequence[str], *, folder: Path | None, limit
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise UserError("--harness needs the package lm-eval: pip install 'smidgen[harness]'.") from error
+        raise UserError("--harness needs the package lm-eval: pip install lm-eval.") from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     known = TaskManager(include_path=str(folder) if folder is not None else None)
     for task in tasks:
