@@ -19,12 +19,22 @@ def setting():
 def allowed(monkeypatch):
     """What oneDNN is allowed, in order, on a machine where it is exact."""
     seen, allow = [], onednn._allowed
-    monkeypatch.setattr(onednn, "is_exact", lambda: True)
+    monkeypatch.setattr(onednn, "pays", lambda: True)
     monkeypatch.setattr(onednn, "_allowed", lambda precision: seen.append(precision) or allow(precision))
     return seen
 
 
-def test_loss_and_gradients_are_those_of_pytorchs_own_products():
+def test_intels_own_cpus_are_left_to_intels_own_kernels(monkeypatch):
+    monkeypatch.setattr(onednn, "is_exact", lambda: True)
+    for maker, pays in (("vendor_id : GenuineIntel", False), ("vendor_id : AuthenticAMD", True), ("", True)):
+        monkeypatch.setattr(onednn, "_maker", lambda maker=maker: maker)
+        assert onednn.pays.__wrapped__() == pays
+    monkeypatch.setattr(onednn, "is_exact", lambda: False)
+    assert not onednn.pays.__wrapped__()
+
+
+def test_loss_and_gradients_are_those_of_pytorchs_own_products(monkeypatch):
+    monkeypatch.setattr(onednn, "pays", lambda: True)
     if not onednn.is_exact():
         pytest.skip("oneDNN has no exact fp32 products on this CPU, so that it is left alone")
     model = build("bert")

@@ -25,7 +25,7 @@ from smidgen.modes import chance_kept, evaluating
 from smidgen.process.batches import by_length, collate
 from smidgen.process.encoding import Encoded
 from smidgen.process.models import autocast
-from smidgen.process.onednn import exact_onednn
+from smidgen.process.onednn import exact_onednn, pays
 from smidgen.process.parallel import this_process
 from smidgen.process.run_recipe import TrainingConfig
 from smidgen.process.shelf import Asked, Shelf, StoppedError
@@ -222,7 +222,7 @@ class FrozenStates:
         device = self.model.device
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
         versions = f"smidgen {__version__} torch {torch.__version__} transformers {transformers.__version__}"
-        kernels = f"{self.model.config._attn_implementation} {device.type} {where}"
+        kernels = f"{self.model.config._attn_implementation} {device.type} {where} {pays() and 'oneDNN'}"
         return f"{self._trunk.fingerprint()} {self._stored} {self.training.precision} {versions} {kernels}"
 
 

@@ -1,16 +1,19 @@
-"""Matrix products in fp32 by oneDNN, on CPUs where it is as exact as PyTorch's own choice.
+"""Matrix products in fp32 by oneDNN, on CPUs where it is as exact as PyTorch's own choice, and faster.
 
-PyTorch multiplies fp32 matrices by MKL, whose kernels leave half of the vector units of many CPUs idle; oneDNN's do
-not, and made a training step twice as fast where we measured (docs/results.md). PyTorch uses them only if they are
-allowed to round to bfloat16, and the CPU has AVX-512. They do so on CPUs with bfloat16 matrix units (AMX), and stay in
-fp32 on others: which of the two this CPU is, a product shows.
+PyTorch multiplies fp32 matrices by MKL, whose kernels leave half of the vector units of other makers' CPUs than Intel's
+idle; oneDNN's do not, and made a training step twice as fast on AMD's (docs/results.md). On Intel's they are as fast
+for large products and slower for small ones, so that they are left alone. PyTorch uses them only if they are allowed to
+round to bfloat16, and the CPU has AVX-512. They do so on CPUs with bfloat16 matrix units (AMX), and stay in fp32 on
+others: which of the two this CPU is, a product shows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,16 +27,28 @@ LARGEST_ERROR = 5e-6
 
 @contextlib.contextmanager
 def exact_onednn(device: torch.device) -> Iterator[None]:
-    """Inside, fp32 products on the CPU are oneDNN's if those are exact on this machine, forward and backward.
+    """Inside, fp32 products on the CPU are oneDNN's if that `pays` on this machine, forward and backward.
 
     Args:
         device: where the model is; elsewhere than on a CPU nothing changes, nor where they are allowed already.
     """
-    if device.type != "cpu" or _ONEDNN.matmul.fp32_precision == "bf16" or not is_exact():
+    if device.type != "cpu" or _ONEDNN.matmul.fp32_precision == "bf16" or not pays():
         yield
         return
     with _allowed("bf16"), _Attention():
         yield
+
+
+@functools.cache
+def pays() -> bool:
+    """Whether oneDNN's products are as exact on this CPU as PyTorch's own, and faster."""
+    return "GenuineIntel" not in _maker() and is_exact()
+
+
+def _maker() -> str:
+    """What the system says of the CPU's maker."""
+    known = Path("/proc/cpuinfo")
+    return known.read_text() if known.is_file() else platform.processor()
 
 
 @functools.cache
