@@ -9,38 +9,21 @@ dropout: test accuracy of LoRA in MiniLM's last two blocks with three seeds, fro
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training import train
-
-from smidgen.files import read_json, write_json
+from training import Recipes, keep_cases, train
 
 FEW, MORE = 8, 24
 """Steps of the runs whose difference is the time of a step."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("banking77", type=Path)
-    parser.add_argument("questions", type=Path)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--only", default=",".join(CASES))
-    chosen = parser.parse_args()
-    for case in chosen.only.split(","):
-        found = CASES[case](chosen)
-        results = read_json(chosen.results) if chosen.results.exists() else {}
-        write_json(chosen.results, {**results, case: found})
-        print(case, found, flush=True)
-
-
-def precision(chosen: argparse.Namespace) -> dict[str, Any]:
+def precision(recipes: Recipes) -> dict[str, Any]:
     """Of each number format: seconds a step, peak memory, and what a user is told about rounding."""
     found = {}
     for kind in ("fp32", "bf16", "int8"):
-        runs = [_run(chosen.questions, {"training.precision": kind}, steps) for steps in (FEW, MORE)]
+        runs = [_run(recipes["smollm2"], {"training.precision": kind}, steps) for steps in (FEW, MORE)]
         found[kind] = {
             **_step(*runs),
             "peak_memory_bytes": runs[-1]["peak_memory_bytes"],
@@ -49,22 +32,22 @@ def precision(chosen: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def compiled(chosen: argparse.Namespace) -> dict[str, Any]:
+def compiled(recipes: Recipes) -> dict[str, Any]:
     """Of blocks as they are and compiled: seconds a step, and before the first one."""
     found = {}
     for name, on in (("as they are", False), ("compiled", True)):
         changes = {"training.compile": on, "training.frozen_states": "off"}
-        found[name] = _step(*(_run(chosen.banking77, changes, steps) for steps in (FEW, MORE)))
+        found[name] = _step(*(_run(recipes["minilm"], changes, steps) for steps in (FEW, MORE)))
     return found
 
 
-def dropout(chosen: argparse.Namespace) -> dict[str, list[float]]:
+def dropout(recipes: Recipes) -> dict[str, list[float]]:
     """Test accuracy of each seed, frozen blocks dropping out and not."""
     common = {"technique": {"name": "lora", "layers": "last:2"}, "training.epochs": 2}
     found = {}
     for name, on in (("dropping out", True), ("not", False)):
         changes = {**common, "training.frozen_dropout": on}
-        runs = [_measured(chosen.banking77, {**changes, "training.seed": seed}) for seed in range(3)]
+        runs = [_measured(recipes["minilm"], {**changes, "training.seed": seed}) for seed in range(3)]
         found[name] = [run["test"]["accuracy"] for run in runs]
     return found
 
@@ -87,7 +70,7 @@ def _step(few: dict[str, Any], more: dict[str, Any]) -> dict[str, float]:
     return {"step_seconds": round(a_step, 4), "before_seconds": round(few["seconds"] - FEW * a_step, 2)}
 
 
-CASES: dict[str, Callable[[argparse.Namespace], Any]] = {
+CASES: dict[str, Callable[[Recipes], dict[str, Any]]] = {
     "precision": precision,
     "compile": compiled,
     "dropout": dropout,
@@ -95,4 +78,4 @@ CASES: dict[str, Callable[[argparse.Namespace], Any]] = {
 
 
 if __name__ == "__main__":
-    main()
+    keep_cases(__doc__, CASES)

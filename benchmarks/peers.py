@@ -21,10 +21,9 @@ hundred: a hundred LoRA adapters attached to MiniLM, and each made the active on
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,9 @@ from peers_runs import eight, one_pass, recipe, top_third
 from side_by_side import DEVICE, agreement, alternated, device_name, roof
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from training import Recipes, keep_cases
 
 from smidgen import Adapter, LoRA, attach, rows, save_peft
-from smidgen.files import read_json, write_json
 from smidgen.placeholders import IGNORED
 from smidgen.process.batches import collate
 from smidgen.process.encoding import Encoded, pad_id
@@ -46,23 +45,6 @@ from smidgen.process.onednn import exact_onednn
 from smidgen.process.opening import prepare
 from smidgen.process.recipe import load_recipe
 from smidgen.process.trial import counted
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("banking77", type=Path)
-    parser.add_argument("questions", type=Path)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--only", default=",".join(CASES))
-    chosen = parser.parse_args()
-    recipes = {"minilm": chosen.banking77, "smollm2": chosen.questions}
-    for case in chosen.only.split(","):
-        found = CASES[case](recipes)
-        results = read_json(chosen.results) if chosen.results.exists() else {}
-        write_json(
-            chosen.results, {**results, case: {**found, "threads": torch.get_num_threads(), "device": device_name()}}
-        )
-        print(case, found, flush=True)
 
 
 def whole(row: Encoded) -> Encoded:
@@ -188,7 +170,6 @@ def hundred(_: Path) -> dict[str, Any]:
     return {"seconds": seconds, "ratio": ratio, "places": len(adapters[0].places[0])}
 
 
-Recipes = Mapping[str, Path]
 CASES: dict[str, Callable[[Recipes], dict[str, Any]]] = {
     "step-minilm": lambda recipes: step(recipes["minilm"], 32),
     "step-smollm2": lambda recipes: step(recipes["smollm2"], 8, every_token=True),
@@ -206,4 +187,4 @@ CASES: dict[str, Callable[[Recipes], dict[str, Any]]] = {
 
 
 if __name__ == "__main__":
-    main()
+    keep_cases(__doc__, CASES, threads=torch.get_num_threads(), device=device_name())

@@ -1,7 +1,8 @@
-"""Many training runs of one recipe, several at once, each kept in a file as soon as it is there: no command itself."""
+"""What benchmarks run and keep: many trainings of one recipe, or named cases, each once it is there: no command."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -12,9 +13,34 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from smidgen.files import write_json
+from smidgen.files import read_json, write_json
 
 Row = dict[str, Any]
+
+
+Recipes = Mapping[str, Path]
+"""Recipes for MiniLM and for SmolLM2, by `minilm` and `smollm2`."""
+
+
+def keep_cases(about: str | None, cases: Mapping[str, Callable[[Recipes], Row]], **beside: Any) -> None:
+    """The command of a benchmark of cases: BANKING77 QUESTIONS RESULTS, and `--only` some of them.
+
+    Args:
+        about: what `--help` says.
+        cases: by name, what each measures.
+        beside: kept with each.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("banking77", type=Path)
+    parser.add_argument("questions", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--only", default=",".join(cases))
+    chosen = parser.parse_args()
+    for case in chosen.only.split(","):
+        found = cases[case]({"minilm": chosen.banking77, "smollm2": chosen.questions})
+        results = read_json(chosen.results) if chosen.results.exists() else {}
+        write_json(chosen.results, {**results, case: {**found, **beside}})
+        print(case, found, flush=True)
 
 
 def all_of(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
-import glob
 import hashlib
 import json
 import os
@@ -94,8 +93,8 @@ def _replace_folder(new: Path, path: Path) -> None:
 def check_replaceable(path: Path, names: Collection[str]) -> None:
     """Raise a UserError if a folder has more than files of these names, and what a system puts there by itself."""
     there = [file.name for file in path.iterdir()] if path.is_dir() else []
-    expected = (*map(glob.escape, names), *LITTER)
-    if others := sorted(name for name in there if not any(fnmatch.fnmatchcase(name, known) for known in expected)):
+    there = [name for name in there if not any(fnmatch.fnmatchcase(name, known) for known in LITTER)]
+    if others := sorted(name for name in there if name not in names):
         raise UserError(
             f"{path} has other files, which would be lost: {', '.join(others[:5])}. Name a folder that is not there."
         )

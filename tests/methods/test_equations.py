@@ -59,6 +59,13 @@ def one_delta(method: Method) -> tuple[PreTrainedModel, Delta]:
     return model, adapter.deltas[0][0]
 
 
+def at_the_end(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """What comes to the end of the second block, and what leaves it."""
+    block = model.bert.encoder.layer[1]
+    seen = watched(model, {"norm": block.output.LayerNorm, "block": block})
+    return seen["norm"][1], seen["block"][1]
+
+
 def bottleneck(delta: Delta, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
     return activation(x @ delta.down.weight.T + delta.down.bias) @ delta.up.weight.T + delta.up.bias
 
@@ -83,11 +90,9 @@ def test_houlsby_adds_a_bottleneck_of_the_sublayer_s_own_output() -> None:
 
 def test_pfeiffer_adds_a_bottleneck_of_the_block_s_output() -> None:
     model, delta = one_delta(Pfeiffer(reduction=8, layers="1"))
-    block = model.bert.encoder.layer[1]
-    seen = watched(model, {"norm": block.output.LayerNorm, "block": block})
-    h = seen["norm"][1]
+    h, y = at_the_end(model)
     with torch.no_grad():
-        torch.testing.assert_close(seen["block"][1], h + bottleneck(delta, h, torch.relu), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(y, h + bottleneck(delta, h, torch.relu), atol=1e-5, rtol=1e-5)
     assert delta.down.weight.shape == (32 // 8, 32)
 
 
@@ -118,27 +123,23 @@ def test_compacter_s_matrices_are_sums_of_kronecker_products() -> None:
 
 def test_loreft_edits_what_a_subspace_shows() -> None:
     model, delta = one_delta(LoReFT(rank=3, layers="1"))
-    block = model.bert.encoder.layer[1]
-    seen = watched(model, {"norm": block.output.LayerNorm, "block": block})
-    h = seen["norm"][1]
+    h, y = at_the_end(model)
     with torch.no_grad():
         r = orthonormal(delta.subspace)
         torch.testing.assert_close(r @ r.T, torch.eye(3), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(r.T @ r @ delta.subspace.T, delta.subspace.T, atol=1e-4, rtol=1e-4)
         expected = h + (h @ delta.weight.T + delta.bias - h @ r.T) @ r
-    torch.testing.assert_close(seen["block"][1], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_representation_mixing_takes_a_gate_s_share_of_the_mixture() -> None:
     model, delta = one_delta(RepresentationMixing(layers="1"))
     with torch.no_grad():
         delta.gate_logit.fill_(1.5)
-    block = model.bert.encoder.layer[1]
-    seen = watched(model, {"norm": block.output.LayerNorm, "block": block})
-    h, gate = seen["norm"][1], torch.sigmoid(torch.tensor(1.5))
+    (h, y), gate = at_the_end(model), torch.sigmoid(torch.tensor(1.5))
     with torch.no_grad():
         expected = (1 - gate) * h + gate * h @ delta.mixer.T
-    torch.testing.assert_close(seen["block"][1], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_what_starts_at_random_starts_as_small_as_it_says() -> None:
